@@ -1,0 +1,21 @@
+"""The errors that a user can mend: one clear line that names the key and the remedy."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class AblateError(Exception):
+    """A mistake in a configuration, a corpus or a run folder.
+
+    The entry points print its message as one line and exit with status 1.
+    """
+
+
+def did_you_mean(wrong: object, valid: Iterable[str]) -> str:
+    """The valid choices, the nearest to `wrong` first named: `; did you mean 'eps'? (valid: ...)`."""
+    choices = sorted(valid)
+    if not choices:
+        return "; it takes none"
+    nearest = difflib.get_close_matches(str(wrong), choices, n=1, cutoff=0.5)
+    hint = f"; did you mean '{nearest[0]}'?" if nearest else ";"
+    return f"{hint} valid: {', '.join(choices)}"

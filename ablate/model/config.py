@@ -1,0 +1,113 @@
+"""A decoder as plain data: scalars, and one node per axis, which may cycle over depth."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ablate.errors import AblateError, did_you_mean
+from ablate.model.attention import ATTENTIONS
+from ablate.model.block import PLACEMENTS
+from ablate.model.feedforward import FFNS
+from ablate.model.kernel import choose_kernel
+from ablate.model.norm import NORMS
+from ablate.model.pattern import PATTERNS
+from ablate.model.position import POSITIONS
+from ablate.model.registry import Axis, check_options
+
+AXES: dict[str, Axis] = {
+    "norm": NORMS,
+    "placement": PLACEMENTS,
+    "attention": ATTENTIONS,
+    "position": POSITIONS,
+    "pattern": PATTERNS,
+    "ffn": FFNS,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Everything that a decoder is built from. `from_dict` reads it, `to_dict` writes it."""
+
+    dim: int
+    depth: int
+    heads: int
+    context: int
+    vocab_size: int
+    norm: dict
+    placement: dict
+    attention: dict
+    position: dict
+    pattern: dict
+    ffn: dict
+    tie_embeddings: bool = True
+    bias: bool = False
+    kernel: str = "auto"
+
+    @classmethod
+    def from_dict(cls, node: Mapping[str, Any]) -> "DecoderConfig":
+        """Checks a plain dict.
+
+        Raises:
+            AblateError: an unknown key, a missing one, or a value of the wrong type or range.
+        """
+        config = cls(**check_options("model", "a decoder", cls, node))
+        for key in ("dim", "depth", "heads", "context", "vocab_size"):
+            if getattr(config, key) < 1:
+                raise AblateError(f"model.{key}={getattr(config, key)}: at least 1")
+        choose_kernel(config.kernel)
+        config.layers()
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def layers(self) -> list[dict[str, dict]]:
+        """One specification per layer: axis -> component with all its options."""
+        columns = {axis: resolve_cycle(registry, getattr(self, axis), self.depth) for axis, registry in AXES.items()}
+        if len({str(spec) for spec in columns["position"]}) > 1:
+            for spec in columns["position"]:
+                if POSITIONS.component(spec["name"]).absolute:
+                    raise AblateError(
+                        f"model.position.cycle: '{spec['name']}' positions are added once, to the embeddings: "
+                        "they cannot differ from layer to layer"
+                    )
+        return [{axis: columns[axis][layer] for axis in AXES} for layer in range(self.depth)]
+
+
+def resolve_cycle(axis: Axis, node: Mapping[str, Any], depth: int) -> list[dict[str, Any]]:
+    """One checked specification per layer from a node: `{name: ...}` or `{cycle: [...], ...}`.
+
+    Options beside `cycle` hold for every component of the cycle that has them.
+    """
+    if "cycle" not in node:
+        return [axis.check(node)] * depth
+    members = node["cycle"]
+    if not isinstance(members, list) or not members:
+        raise AblateError(f"{axis.key}.cycle={members!r}: expected a list of components, such as [full, local]")
+    members = [dict(m) if isinstance(m, Mapping) else {"name": m} for m in members]
+    shared = {key: value for key, value in node.items() if key not in ("cycle", "name")}
+    known = [axis.options(member.get("name")) for member in members]
+    for key, value in shared.items():
+        takers = [m for m, options in zip(members, known, strict=True) if key in options and key not in m]
+        if not takers:
+            valid = {name for options in known for name in options}
+            raise AblateError(f"{axis.key}.{key}: no component of the cycle takes it{did_you_mean(key, valid)}")
+        for member in takers:
+            member[key] = value
+    specs = [axis.check(member) for member in members]
+    return [specs[layer % len(specs)] for layer in range(depth)]
+
+
+def load_plugins(modules: list[str]) -> None:
+    """Imports the user's own modules, whose components register themselves.
+
+    Raises:
+        AblateError: a module that is not found or fails to import.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise AblateError(f"plugins: cannot import '{module}': {error}; is its folder on PYTHONPATH?") from error

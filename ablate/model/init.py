@@ -1,0 +1,28 @@
+"""Initial weights, a function of (seed, parameter name) alone.
+
+Two models that share a part start it alike, whatever else differs: what a comparison wants.
+"""
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+def initialise(model: nn.Module, dim: int, depth: int, seed: int) -> None:
+    """Matrices and embeddings N(0, 2 / (5 D)) (Nguyen and Salazar 2019, "SmallInit"), biases 0.
+
+    The projections that write to the residual stream, called `out`, are scaled by
+    1 / sqrt(2 depth), so that its variance does not grow with depth (GPT-2, Radford et al. 2019).
+    """
+    std = (2 / (5 * dim)) ** 0.5
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear | nn.Embedding) or module.weight.is_meta:
+            continue
+        scale = (2 * depth) ** -0.5 if name.rsplit(".", 1)[-1] == "out" else 1.0
+        key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
+        with torch.no_grad():
+            module.weight.copy_(torch.empty(module.weight.shape).normal_(0.0, std * scale, generator=generator))
+            if getattr(module, "bias", None) is not None:
+                module.bias.zero_()

@@ -1,0 +1,64 @@
+"""Kernels: how attention is computed, never what it computes.
+
+    queries [B, T, H, d]   keys, values [B, S, G, d]   ->   [B, T, H, d]      (G divides H)
+
+A kernel turns a pattern and a layout into the mask form that it wants, once per forward pass
+(`prepare`), and is then called by every layer with that pattern.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ablate.errors import AblateError, did_you_mean
+from ablate.model.pattern import Layout, Pattern, dense_mask
+
+
+class Reference:
+    """softmax(q k^T / sqrt(d)) v, written out: the judge of the others (Vaswani et al. 2017)."""
+
+    def prepare(self, pattern: Pattern, layout: Layout, dtype: torch.dtype) -> Tensor:
+        return dense_mask(pattern, layout)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        groups = q.shape[2] // k.shape[2]
+        k, v = (t.repeat_interleave(groups, dim=2).transpose(1, 2) for t in (k, v))
+        scores = q.transpose(1, 2) @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        weights = scores.float().masked_fill(~mask, float("-inf")).softmax(-1)
+        return (weights.to(v.dtype) @ v).transpose(1, 2)
+
+
+class SDPA:
+    """torch's scaled_dot_product_attention: plain causal where that is all, else a dense mask."""
+
+    def prepare(self, pattern: Pattern, layout: Layout, dtype: torch.dtype) -> tuple[Tensor | None, bool]:
+        keys = layout.key.shape[-1]
+        everything_earlier = pattern.is_band(keys) and pattern.reach(keys) == keys
+        if layout.square and everything_earlier:
+            return None, True
+        if layout.last and pattern.is_band(keys):
+            return None, False
+        allowed = dense_mask(pattern, layout)
+        # Added to the scores, in their own precision: SDPA would convert a boolean mask in every layer.
+        bias = torch.zeros((), dtype=dtype, device=allowed.device).where(allowed, float("-inf"))
+        return bias, False
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: tuple[Tensor | None, bool]) -> Tensor:
+        bias, causal = mask
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        return out.transpose(1, 2)
+
+
+KERNELS = {"reference": Reference, "sdpa": SDPA}
+
+
+def choose_kernel(name: str) -> str:
+    """The kernel that `model.kernel` means; `auto` is the fastest that supports every layer."""
+    if name == "auto":
+        return "sdpa"
+    if name not in KERNELS:
+        raise AblateError(f"model.kernel: no kernel '{name}'{did_you_mean(name, ['auto', *KERNELS])}")
+    return name

@@ -1,0 +1,59 @@
+"""Cross-entropy of the next token, without ever holding all logits."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100  # the target of a position that is not scored
+_CHUNK = 512  # positions whose logits are in memory at once
+
+
+def next_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Mean nats per scored target; hidden `[B, T, D]`, head weight `[V, D]`, targets `[B, T]` -> scalar.
+
+    The gradient is computed with the loss, chunk by chunk, so that the `[B T, V]` logits are
+    neither kept nor read again (Hsu et al. 2024, Liger Kernel).
+    """
+    dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
+    hidden, weight = (t if dtype is None else t.to(dtype) for t in (hidden, weight))
+    return _ChunkedCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten())
+
+
+@torch.no_grad()
+def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Nats of every target, `[B, T]` fp32; 0 where it is not scored."""
+    rows = zip(hidden.flatten(0, 1).split(_CHUNK), targets.flatten().split(_CHUNK), strict=True)
+    losses = [
+        F.cross_entropy((h @ weight.to(h.dtype).t()).float(), t, ignore_index=IGNORE, reduction="none") for h, t in rows
+    ]
+    return torch.cat(losses).view_as(targets)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        scored = targets != IGNORE
+        share = 1.0 / scored.sum().clamp(min=1).float()
+        total = torch.zeros((), device=hidden.device)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        safe = targets.where(scored, 0).unsqueeze(1)
+        for start in range(0, hidden.shape[0], _CHUNK):
+            part = slice(start, start + _CHUNK)
+            h, target = hidden[part], safe[part]
+            logits = (h @ weight.t()).float()
+            log_total = logits.logsumexp(1, keepdim=True)
+            per_target = scored[part].unsqueeze(1) * share
+            total += ((log_total - logits.gather(1, target)) * per_target).sum()
+            grad = logits.sub_(log_total).exp_().mul_(per_target)  # softmax ...
+            grad.scatter_add_(1, target, -per_target)  # ... minus one-hot
+            grad = grad.to(hidden.dtype)
+            torch.mm(grad, weight, out=grad_hidden[part])
+            grad_weight += grad.t() @ h
+        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad, grad_weight * grad, None

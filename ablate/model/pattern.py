@@ -1,0 +1,128 @@
+"""Patterns: which earlier positions of its document a position may attend to.
+
+A pattern is one predicate, `allowed(query, key)`, on in-document indices; causality and the
+document mask are composed around it. All else is derived from it: masks, FLOPs, how many keys a
+cache must keep.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ablate.errors import AblateError
+from ablate.model.registry import Axis
+
+PATTERNS = Axis("model.pattern")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The contract: `allowed`, elementwise on integer tensors that broadcast, always for key <= query.
+
+    `pairs` and `reach` follow from it by counting; a pattern overrides them only with a closed form.
+    """
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def pairs(self, length: int) -> int:
+        """How many (query, key) pairs a document of `length` tokens has, causality included."""
+        return _count(self, length)[0]
+
+    def reach(self, length: int) -> int:
+        """The most recent keys, the query's own included, that any query below `length` needs."""
+        return _count(self, length)[1]
+
+    def is_band(self, length: int) -> bool:
+        """Whether every query attends to exactly its last `reach` keys."""
+        reach = self.reach(length)
+        return self.pairs(length) == reach * (reach + 1) // 2 + (length - reach) * reach
+
+
+@lru_cache(maxsize=256)
+def _count(pattern: Pattern, length: int) -> tuple[int, int]:
+    pairs, reach = 0, 0
+    key = torch.arange(length)
+    for query in torch.arange(length).split(1024):
+        distance = query.unsqueeze(1) - key
+        allowed = (distance >= 0) & pattern.allowed(query.unsqueeze(1), key)
+        pairs += int(allowed.sum())
+        reach = max(reach, int((distance * allowed).max()) + 1)
+    return pairs, reach
+
+
+@PATTERNS.register("full")
+@dataclass(frozen=True)
+class Full(Pattern):
+    """Every earlier position (Vaswani et al. 2017)."""
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        return torch.ones((), dtype=torch.bool, device=key.device).expand(torch.broadcast_shapes(query.shape, key.shape))
+
+    def pairs(self, length: int) -> int:
+        return length * (length + 1) // 2
+
+    def reach(self, length: int) -> int:
+        return length
+
+
+@PATTERNS.register("local")
+@dataclass(frozen=True, kw_only=True)
+class Local(Pattern):
+    """The last `window` positions, the query's own included (Beltagy et al. 2020; Mistral)."""
+
+    window: int = 128
+
+    def __post_init__(self):
+        if self.window < 1:
+            raise AblateError(f"model.pattern.window={self.window}: at least 1, the query's own key")
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        return query - key < self.window
+
+    def pairs(self, length: int) -> int:
+        window = self.reach(length)
+        return window * (window + 1) // 2 + (length - window) * window
+
+    def reach(self, length: int) -> int:
+        return min(self.window, length)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the queries and keys of one forward pass lie.
+
+    query, key: in-document indices, `[B or 1, T]` and `[B or 1, S]`; a negative key is an empty slot.
+    query_document, key_document: `[B, T]` and `[B, S]`, or None where a row is one document.
+    square: the keys are the queries' own tokens, in order, in one document.
+    last: one query a row, and every key slot holds one of the latest positions before it.
+    """
+
+    query: Tensor
+    key: Tensor
+    query_document: Tensor | None = None
+    key_document: Tensor | None = None
+    square: bool = False
+    last: bool = False
+
+
+def dense_mask(pattern: Pattern, layout: Layout) -> Tensor:
+    """`[B or 1, 1, T, S]`, True where a query may attend to a key."""
+    query, key = layout.query.unsqueeze(-1), layout.key.unsqueeze(-2)
+    mask = (key >= 0) & (key <= query) & pattern.allowed(query, key)
+    if layout.query_document is not None:
+        mask = mask & (layout.query_document.unsqueeze(-1) == layout.key_document.unsqueeze(-2))
+    return mask.unsqueeze(1)
+
+
+def document_runs(documents: Tensor) -> tuple[Tensor, Tensor]:
+    """`[B, T]` document ids -> (which run of equal ids a token is in, its index in that run).
+
+    A document is a run: an id that comes again later in the row names another document.
+    """
+    place = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    starts = torch.ones_like(documents, dtype=torch.bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return starts.cumsum(1), place - (place * starts).cummax(dim=1).values

@@ -1,0 +1,129 @@
+"""An axis: names -> components, built from plain data.
+
+A component is a class registered under the name that its YAML file carries. Its constructor is
+its schema: positional parameters are what the house gives (`dim`, `heads`), keyword-only
+parameters are its options (`eps`, `window`), with their defaults and types.
+
+    @NORMS.register("rmsnorm")
+    class RMSNorm(nn.Module):
+        def __init__(self, dim: int, *, eps: float = 1e-6): ...
+
+    NORMS.build({"name": "rmsnorm", "eps": 1e-5}, dim=256)
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ablate.errors import AblateError, did_you_mean
+
+
+class Axis:
+    """One independent choice of the architecture (or of the corpus), by name."""
+
+    def __init__(self, key: str):
+        self.key = key  # where the axis stands in the configuration: "model.norm"
+        self._components: dict[str, type] = {}
+
+    def register(self, name: str) -> Callable[[type], type]:
+        def enrol(component: type) -> type:
+            known = self._components.get(name)
+            if known and (known.__module__, known.__qualname__) != (component.__module__, component.__qualname__):
+                raise AblateError(f"{self.key}: '{name}' is already registered by {known.__module__}.{known.__name__}")
+            self._components[name] = component
+            return component
+
+        return enrol
+
+    def names(self) -> list[str]:
+        return sorted(self._components)
+
+    def component(self, name: object) -> type:
+        if not isinstance(name, str) or name not in self._components:
+            raise AblateError(f"{self.key}: no component '{name}'{did_you_mean(name, self._components)}")
+        return self._components[name]
+
+    def options(self, name: object) -> dict[str, inspect.Parameter]:
+        """The keyword-only parameters of a component's constructor: its options."""
+        return keyword_only(self.component(name))
+
+    def check(self, node: Mapping[str, Any]) -> dict[str, Any]:
+        """A component's whole specification: its name, and every option with its value.
+
+        Raises:
+            AblateError: an unknown name or option, a missing option, a value of the wrong type.
+        """
+        if "name" not in node:
+            raise AblateError(f"{self.key}: needs a name; valid: {', '.join(self.names())}")
+        options = {key: value for key, value in node.items() if key != "name"}
+        name = node["name"]
+        return {"name": name, **check_options(self.key, f"'{name}'", self.component(name), options)}
+
+    def build(self, node: Mapping[str, Any], *given: Any) -> Any:
+        """The component that `node` describes. `given` are the positional parameters of its axis."""
+        spec = self.check(node)
+        options = {key: value for key, value in spec.items() if key != "name"}
+        return self.component(spec["name"])(*given, **options)
+
+
+def keyword_only(constructor: Callable) -> dict[str, inspect.Parameter]:
+    return {p.name: p for p in inspect.signature(constructor).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def check_options(key: str, owner: str, constructor: Callable, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for all keyword-only parameters of `constructor`, from `given` and its defaults.
+
+    Raises:
+        AblateError: an unknown option, one without a value, a value of the wrong type; it names `key.option`.
+    """
+    options = keyword_only(constructor)
+    hints = typing.get_type_hints(constructor if not isinstance(constructor, type) else constructor.__init__)
+    for name in given:
+        if name not in options:
+            raise AblateError(f"{key}.{name}: {owner} has no option '{name}'{did_you_mean(name, options)}")
+    values = {}
+    for name, option in options.items():
+        if name in given:
+            values[name] = _checked(f"{key}.{name}", given[name], hints.get(name, Any))
+        elif option.default is option.empty:
+            raise AblateError(f"{key}.{name}: {owner} needs a value; set {key}.{name}=...")
+        else:
+            values[name] = option.default
+    return values
+
+
+def _checked(key: str, value: Any, hint: Any) -> Any:
+    """`value` if it is of the type `hint`; an int where a float is wanted becomes one."""
+    if _fits(value, hint):
+        return value
+    if _fits(1.0, hint) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    raise AblateError(f"{key}={value!r}: expected {_name(hint)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in typing.get_args(hint))
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if origin in (list, dict):
+        return isinstance(value, origin)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, hint)
+
+
+def _name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if hint is type(None):
+        return "null"
+    parts = typing.get_args(hint)
+    if parts:
+        return " or ".join(_name(part) for part in parts)
+    return getattr(hint, "__name__", str(hint))
