@@ -1,0 +1,147 @@
+"""The run folder: everything that one run leaves behind.
+
+    config.yaml      the resolved configuration, and the overrides that gave it
+    model/           config.json, model.safetensors, tokenizer.json: plain data only
+    checkpoints/     Lightning checkpoints for resuming
+    metrics.csv      the curves
+    summary.json     final metrics, budget, speed, memory, versions, corpus, seed, status
+
+Loading reads plain data and executes nothing. Files are written beside and renamed.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from yaml import YAMLError
+
+from ablate.data.tokenizer import Tokenizer
+from ablate.errors import AblateError
+from ablate.model.config import DecoderConfig
+from ablate.model.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, loaded."""
+
+    path: Path
+    model: Decoder
+    tokenizer: Tokenizer
+    config: dict[str, Any]
+    summary: dict[str, Any]
+
+
+def load(path: str | Path) -> Run:
+    """Loads a run folder, wherever it lies now: the model in fp32 on the CPU, in eval mode.
+
+    Raises:
+        AblateError: no run folder, no model in it yet, or files that are damaged or do not fit together.
+    """
+    path = Path(path)
+    summary, config = read_summary(path), read_config(path)
+    model_dir = path / "model"
+    if not model_dir.is_dir():
+        raise AblateError(
+            f"{path}: the run has no model (status: {summary.get('status')}); finish it with train.py resume={path}"
+        )
+    model = load_model(model_dir)
+    return Run(path, model, Tokenizer.load(str(model_dir / "tokenizer.json")), config, summary)
+
+
+def load_model(folder: Path) -> Decoder:
+    """The decoder of a `model/` folder: config.json and model.safetensors."""
+    config = DecoderConfig.from_dict(_read_json(folder / "config.json"))
+    weights_file = folder / "model.safetensors"
+    try:
+        weights = load_file(weights_file)
+    except (OSError, SafetensorError) as error:
+        raise AblateError(f"{weights_file}: cannot be read as safetensors: {_line(error)}") from error
+    with torch.device("meta"):
+        model = Decoder(config)
+    expected = {name: tensor.shape for name, tensor in untied_state(model).items()}
+    if expected != {name: tensor.shape for name, tensor in weights.items()}:
+        wrong = sorted(set(expected.items()) ^ {(name, tensor.shape) for name, tensor in weights.items()})[0]
+        raise AblateError(f"{weights_file}: its weights do not fit config.json, first at '{wrong[0]}'")
+    model = Decoder(config)
+    model.load_state_dict(weights, strict=False)
+    return model.eval()
+
+
+def save_model(folder: Path, model: Decoder, tokenizer: Tokenizer) -> None:
+    """Writes a `model/` folder beside its place, then renames it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        weights = {name: tensor.contiguous() for name, tensor in untied_state(model).items()}
+        save_file(weights, beside / "model.safetensors")
+        (beside / "model.safetensors").chmod(0o644)
+        write_json(beside / "config.json", model.config.to_dict())
+        tokenizer.save(beside / "tokenizer.json")
+        beside.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.rename(folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def untied_state(model: Decoder) -> dict[str, torch.Tensor]:
+    """The state dict with a tied head, which is the embedding, left out."""
+    state = model.state_dict()
+    if model.config.tie_embeddings:
+        del state["head.weight"]
+    return state
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise AblateError(f"{path}: no such folder; expected a run folder, such as one under runs/")
+    if not (path / "summary.json").is_file():
+        raise AblateError(f"{path}: not a run folder: it has no summary.json")
+    return _read_json(path / "summary.json")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    file = path / "config.yaml"
+    try:
+        return OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except (OSError, YAMLError, UnicodeDecodeError) as error:
+        raise AblateError(f"{file}: cannot be read: {_line(error)}") from error
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes beside `path`, then renames: a reader, or a kill, never meets half of it."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AblateError(f"{path}: cannot be read: {_line(error)}") from error
+    if not isinstance(data, dict):
+        raise AblateError(f"{path}: expected a JSON object")
+    return data
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,140 @@
+"""What happens around the training loop."""
+
+import signal
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ablate.errors import AblateError
+
+
+class Interrupted(AblateError):
+    """Training was stopped by a signal, after a checkpoint at the end of a step."""
+
+    def __init__(self, signum: int):
+        self.signum = signum
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+
+
+class Diverged(AblateError):
+    """The loss is no longer a number."""
+
+
+class RandomState(Callback):
+    """Keeps torch's, numpy's and Python's random states in the checkpoint: Lightning does not."""
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"random": _plain(_collect_rng_states())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._restored = state["random"]
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch, batch_idx: int) -> None:
+        if self._restored is not None:
+            _set_rng_states(self._restored)
+            self._restored = None
+
+
+def _plain(states: dict[str, Any]) -> dict[str, Any]:
+    """numpy's state holds an array, which a checkpoint of plain data does not."""
+    name, keys, *rest = states["numpy"]
+    return {**states, "numpy": (name, [int(key) for key in keys], *rest)}
+
+
+class FinalValidation(Callback):
+    """The last step is validated, and so checkpointed, whatever the interval."""
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch, batch_idx: int) -> None:
+        batches = trainer.fit_loop.total_batch_idx + 1
+        if batches == trainer.max_steps * trainer.accumulate_grad_batches:
+            trainer.val_check_batch = batches
+
+
+class StopOnDivergence(Callback):
+    """Ends training, at a step that is logged, once the loss is not finite."""
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0 and not torch.isfinite(outputs["loss"]):
+            raise Diverged(f"the loss is {outputs['loss'].item()} at step {trainer.global_step}: lower optimizer.lr")
+
+
+class GracefulStop(Callback):
+    """SIGINT or SIGTERM: finish the step, write a checkpoint, raise `Interrupted`. A second one ends the process."""
+
+    def __init__(self, checkpoints: Path):
+        self._checkpoints = checkpoints
+        self._previous: dict[int, Any] = {}
+        self._received: int | None = None
+        self._saved = False
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._previous[signum] = signal.signal(signum, self._receive)
+
+    def _receive(self, signum: int, frame) -> None:
+        self._received = signum
+        signal.signal(signum, signal.SIG_DFL)
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self._received is not None and stepped:
+            trainer.save_checkpoint(self._checkpoints / f"step={trainer.global_step}.ckpt")
+            self._saved = True
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch, batch_idx: int) -> None:
+        if self._saved:  # only now has the step been logged
+            raise Interrupted(self._received)
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous.clear()
+
+
+class Throughput(Callback):
+    """`train/tokens_per_s` and `train/mfu` over each logging interval, validation left out.
+
+    `mfu` is training FLOPs per second over the device's rate of matrix products (Chowdhery et al. 2022).
+    """
+
+    def __init__(self, training_flops_per_token: float, peak_flops: float):
+        self._flops, self._peak = training_flops_per_token, peak_flops
+        self._rates: list[float] = []
+        self._tokens = 0
+        self._start: float | None = None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Median over the logging intervals."""
+        return statistics.median(self._rates) if self._rates else None
+
+    @property
+    def mfu(self) -> float | None:
+        rate = self.tokens_per_s
+        return None if rate is None else rate * self._flops / self._peak
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        now = time.perf_counter()
+        if self._start is None:  # the first batch warms up: it is not timed
+            self._start, self._tokens = now, 0
+            return
+        self._tokens += batch["tokens"].numel() * trainer.world_size
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
+            rate = self._tokens / (now - self._start)
+            self._rates.append(rate)
+            module.log("train/tokens_per_s", rate, prog_bar=True)
+            module.log("train/mfu", rate * self._flops / self._peak)
+            self._start, self._tokens = now, 0
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._start = None

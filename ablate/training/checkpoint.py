@@ -1,0 +1,42 @@
+"""Checkpoints that are whole or not there."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from ablate.errors import AblateError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, on the same filesystem, then renames. Lightning's own goes through
+    the temporary folder, which may be another filesystem, where a move is a copy."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(path.name + ".tmp")
+        with beside.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+
+
+def last_good_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint in `folder` that reads whole, as plain data.
+
+    Raises:
+        AblateError: there is none.
+    """
+    found = sorted(folder.glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in found:
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:
+            print(f"skipping {path.name}: it does not read whole")
+            continue
+        return path
+    raise AblateError(f"resume: no {'readable ' if found else ''}checkpoint in {folder}; start the run anew")

@@ -1,0 +1,61 @@
+"""metrics.csv: the curves of one run, one row per logged step."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+
+class Curves(Logger):
+    """Writes the whole file beside itself and renames, so that a reader, or a kill, never meets half of it.
+
+    Lightning's CSVLogger deletes the earlier curves when a run is resumed; this one goes on with
+    them from the checkpoint's step (`resume_from`).
+    """
+
+    def __init__(self, path: str):
+        super().__init__()
+        self._path = Path(path)
+        self._rows: dict[int, dict[str, float]] = {}
+
+    @property
+    def name(self) -> str:
+        return "curves"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The run folder's config.yaml has them."""
+
+    def resume_from(self, step: int) -> None:
+        """Takes up the rows below `step`; later ones belong to what was lost, and comes again."""
+        if self._path.is_file():
+            with self._path.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    number = int(row.pop("step"))
+                    if number < step:
+                        self._rows[number] = {key: float(value) for key, value in row.items() if value}
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = self._rows.setdefault(int(step or 0), {})
+        row.update({key: float(value) for key, value in metrics.items() if key != "epoch"})
+        if any(key.startswith("val/") for key in metrics):
+            self.save()
+
+    def save(self) -> None:
+        if not self._rows:
+            return
+        columns = sorted({key for row in self._rows.values() for key in row})
+        beside = self._path.with_suffix(".csv.tmp")
+        with beside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["step", *columns])
+            writer.writeheader()
+            writer.writerows({"step": step, **row} for step, row in sorted(self._rows.items()))
+        os.replace(beside, self._path)
+
+    def finalize(self, status: str) -> None:
+        self.save()

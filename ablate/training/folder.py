@@ -1,0 +1,155 @@
+"""Where a run goes, and what it writes there about itself."""
+
+import hashlib
+import platform
+import re
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ablate.compose import compose_config, plain
+from ablate.errors import AblateError
+from ablate.run import read_config, read_summary, write_text
+
+_NOT_PART_OF_A_RUN = ("run_dir", "resume", "paths.", "hydra.", "hydra/")
+_FIXED = ("model", "data", "optimizer", "scheduler", "seed")
+
+
+def create(config: DictConfig, overrides: list[str], job: int | None, sweep_dir: str | None) -> Path:
+    """A new folder for one run, shared with no other, even one started in the same second.
+
+    job, sweep_dir: Hydra's number of this job and folder of the sweep, in a multirun.
+
+    Raises:
+        AblateError: `run_dir` holds something already, or cannot be written.
+    """
+    name = slug(overrides) or "default"
+    try:
+        if job is not None:
+            return _unique(Path(config.run_dir or sweep_dir) / f"{job}_{name}")
+        if config.run_dir is None:
+            return _unique(Path(config.paths.runs) / time.strftime("%Y-%m-%d") / f"{time.strftime('%H-%M-%S')}_{name}")
+        path = Path(config.run_dir)
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise AblateError(f"run_dir={path}: is not empty; choose another folder, or go on with resume={path}")
+        (path / "checkpoints").mkdir()
+        return path
+    except OSError as error:
+        raise AblateError(f"run_dir={error.filename}: cannot be written: {error.strerror}; choose another") from error
+
+
+def _unique(path: Path) -> Path:
+    for number in range(1, 10_000):
+        candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            candidate.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        (candidate / "checkpoints").mkdir()
+        return candidate
+    raise AblateError(f"run_dir={path}: ten thousand runs of that name are there already")
+
+
+def slug(overrides: list[str]) -> str:
+    """The overrides of a run as part of a folder's name: `norm=layernorm,seed=1`."""
+    kept = [o.lstrip("+~") for o in overrides if not o.lstrip("+~").startswith(_NOT_PART_OF_A_RUN)]
+    text = ",".join(re.sub(r"^(model|trainer|data)[./]", "", o) for o in kept)
+    return re.sub(r"[^A-Za-z0-9=,._+-]+", "-", text)[:80].strip("-")
+
+
+def resumed(resume: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
+    """The configuration of the run in `resume`, composed again from its overrides and these ones.
+
+    What a run folder says is composed against the present conf/, so that nothing in the folder can
+    name code to run.
+
+    Raises:
+        AblateError: no run there, or an override of what a resumed run keeps (its model, data, optimiser, seed).
+    """
+    path = Path(resume)
+    recorded = [str(o) for o in read_summary(path).get("overrides", [])]
+    for override in recorded:
+        if "_target_" in override:
+            raise AblateError(f"resume: {path}/summary.json names code to run ({override}); give it on the command line")
+    later = {_key(o): o for o in overrides if _key(o) not in ("resume", "run_dir")}
+    merged = [o for o in recorded if _key(o) not in later] + list(later.values())
+    config = compose_config("train", merged)
+    saved = read_config(path)
+    for section in _FIXED:
+        now = OmegaConf.to_container(config, resolve=True)[section]
+        if now != saved.get(section):
+            raise AblateError(
+                f"resume: {_difference(section, saved.get(section), now)}; a resumed run keeps its "
+                f"{', '.join(_FIXED)}: start a new run to change them"
+            )
+    config.run_dir = str(path)
+    return config, merged
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").split("=", 1)[0]
+
+
+def _difference(key: str, saved: Any, now: Any) -> str:
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for name in sorted(saved.keys() | now.keys()):
+            if saved.get(name) != now.get(name):
+                return _difference(f"{key}.{name}", saved.get(name), now.get(name))
+    return f"{key} is {now}, but the run has {saved}"
+
+
+def identity(config: DictConfig, overrides: list[str]) -> dict[str, Any]:
+    """Names a run for wandb, so that the runs of a sweep compare well: group, name, tags and a lasting id."""
+    path = Path(config.run_dir)
+    tags = [*config.tags, *(o for o in overrides if len(o) <= 64), f"seed={config.seed}"]
+    return {
+        "group": config.logger.wandb.group or path.parent.name,
+        "name": path.name,
+        "tags": list(dict.fromkeys(tags)),
+        "id": hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16],
+    }
+
+
+def write_config(path: Path, config: DictConfig) -> None:
+    write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config))))
+
+
+def provenance() -> dict[str, Any]:
+    """What made a run: versions, machine, git revision of the code."""
+    packages = ("torch", "lightning", "hydra-core", "tokenizers", "datasets", "numpy")
+    return {
+        "command": " ".join(sys.argv),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "machine": {"platform": platform.platform(), "threads": torch.get_num_threads(), "gpu": _gpu()},
+        "git": _git(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _gpu() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _git() -> dict[str, Any] | None:
+    code = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=code, capture_output=True, text=True, check=True, timeout=10).stdout
+
+    try:
+        return {"revision": git("rev-parse", "HEAD").strip(), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,58 @@
+"""What the machine can do: precision, rate of matrix products, memory."""
+
+import resource
+import time
+
+import torch
+
+from ablate.errors import AblateError
+
+# Dense bf16 FLOP/s of the makers' data sheets; other devices are measured.
+_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+
+
+def resolve_accelerator(name: str) -> str:
+    """`cpu` or `gpu` for `trainer.accelerator`; `auto` takes a GPU where there is one.
+
+    Raises:
+        AblateError: a GPU that is not there.
+    """
+    found = torch.cuda.is_available()
+    if name in ("gpu", "cuda") and not found:
+        raise AblateError(f"trainer.accelerator={name}: torch sees no CUDA device here; use trainer.accelerator=cpu")
+    if name not in ("auto", "cpu", "gpu", "cuda"):
+        raise AblateError(f"trainer.accelerator={name}: choose one of auto, cpu, gpu")
+    return "gpu" if found and name != "cpu" else "cpu"
+
+
+def has_bf16(accelerator: str) -> bool:
+    """Whether bf16 matrix products run in hardware."""
+    if accelerator == "gpu":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of matrix products: the data sheet's for a known GPU in bf16, else measured (0.1 s)."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        for known, rate in _PEAKS.items():
+            if known in name:
+                return rate
+    size = 1024 if device.type == "cpu" else 8192
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Bytes: the device's peak allocation on a GPU, and this process's peak resident set."""
+    memory = {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if device.type == "cuda":
+        memory["peak_cuda_bytes"] = torch.cuda.max_memory_allocated(device)
+    return memory

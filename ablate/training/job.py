@@ -1,0 +1,201 @@
+"""One run, from a configuration to a run folder."""
+
+import logging
+import math
+import shutil
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig
+
+from ablate.compose import plain
+from ablate.data import Prepared, prepare
+from ablate.errors import AblateError
+from ablate.generation import generate, measure_generation
+from ablate.run import read_summary, save_model, write_json
+from ablate.training import folder, hardware, terminal
+from ablate.training.callbacks import Diverged, FinalValidation, GracefulStop, Interrupted, StopOnDivergence, Throughput
+from ablate.training.checkpoint import AtomicCheckpointIO, last_good_checkpoint
+from ablate.training.curves import Curves
+from ablate.training.datamodule import PackedData
+from ablate.training.module import LanguageModel
+from ablate.training.parts import Parts, assemble
+
+
+def train(config: DictConfig, overrides: list[str], job: int | None = None, sweep_dir: str | None = None) -> float:
+    """Runs what `conf/train.yaml` and the overrides describe; returns the final validation loss.
+
+    job, sweep_dir: Hydra's number of this job and folder of the sweep, in a multirun.
+
+    Raises:
+        AblateError: what the user can mend, before any training; a run that diverged.
+        SystemExit: the run was stopped by a signal, after a checkpoint.
+    """
+    resuming = config.resume is not None
+    if resuming:
+        config, overrides = folder.resumed(config.resume, overrides)
+    parts = assemble(config)
+    if not resuming:
+        config.run_dir = str(folder.create(config, overrides, job, sweep_dir))
+    try:
+        run = _Job(config, overrides, parts)
+        run.open(resuming)
+    except BaseException:
+        if not resuming:
+            shutil.rmtree(config.run_dir, ignore_errors=True)  # a mistake leaves nothing behind
+        raise
+    return run.fit()
+
+
+class _Job:
+    """A run whose configuration holds; `open` brings the data, `fit` trains and writes the results."""
+
+    def __init__(self, config: DictConfig, overrides: list[str], parts: Parts):
+        self.config, self.parts = config, parts
+        self.path = Path(config.run_dir)
+        self.overrides = [o for o in overrides if not o.startswith(("run_dir=", "resume="))]
+        self.device = torch.device("cuda" if parts.accelerator == "gpu" else "cpu")
+        dtype = torch.bfloat16 if "bf16" in parts.precision else torch.float32
+        self.throughput = Throughput(
+            parts.budget.training_flops_per_token, hardware.peak_flops(self.device, dtype)
+        )
+        self.trainer = self._trainer()
+
+    def _trainer(self) -> Trainer:
+        config = self.config
+        if "wandb" in config.logger:
+            config.logger.wandb = {**config.logger.wandb, **folder.identity(config, self.overrides)}
+        callbacks = [instantiate(node) for node in config.callbacks.values() if node]
+        callbacks += [self.throughput, FinalValidation(), StopOnDivergence(), GracefulStop(self.path / "checkpoints")]
+        _quiet_lightning()
+        try:
+            return instantiate(
+                config.trainer,
+                accelerator=self.parts.accelerator,
+                precision=self.parts.precision,
+                callbacks=callbacks,
+                logger=[instantiate(node) for node in config.logger.values() if node],
+                plugins=[AtomicCheckpointIO()],
+                default_root_dir=str(self.path),
+            )
+        except Exception as error:
+            cause = error.__cause__ or error
+            if isinstance(cause, TypeError | ValueError | MisconfigurationException):
+                raise AblateError(f"trainer: {str(cause).splitlines()[0]}") from error
+            raise
+
+    def open(self, resuming: bool) -> None:
+        """Prepares the corpus, finds the checkpoint, says what is going to run."""
+        config, data = self.config, self.parts.data
+        self.prepared: Prepared = prepare(
+            self.parts.corpus,
+            tokenizer=data.tokenizer,
+            vocab_size=data.vocab_size,
+            context=data.context,
+            packing=data.packing,
+            val_fraction=data.val_fraction,
+            cache_dir=Path(config.paths.data),
+            document_mask=data.document_mask,
+            restart_positions=data.restart_positions,
+        )
+        self.prepared.require(data.batch_size)
+        self.checkpoint, earlier = None, {}
+        if resuming:
+            earlier = read_summary(self.path)
+            self._check_resumable(earlier)
+            self.checkpoint = last_good_checkpoint(self.path / "checkpoints")
+        self.earlier_wall_s = earlier.get("wall_s", 0.0)
+        self.summary: dict[str, Any] = {
+            "status": "running",
+            "seed": config.seed,
+            "overrides": self.overrides,
+            "budget": self.parts.budget.to_dict(),
+            "corpus": {"name": config.data.name, "fingerprint": self.prepared.fingerprint, **self.prepared.report()},
+            "precision": self.parts.precision,
+            **folder.provenance(),
+        }
+        folder.write_config(self.path, config)
+        write_json(self.path / "summary.json", self.summary)
+        terminal.show_plan(self.parts, self.prepared, config)
+
+    def _check_resumable(self, earlier: dict[str, Any]) -> None:
+        if earlier["corpus"]["fingerprint"] != self.prepared.fingerprint:
+            raise AblateError(f"resume: the corpus is not the one that {self.path} was trained on; start a new run")
+        if earlier["status"] == "finished" and earlier["steps"] >= self.config.trainer.max_steps:
+            raise AblateError(
+                f"resume: {self.path} is finished, at step {earlier['steps']}; to go on, raise trainer.max_steps"
+            )
+
+    def fit(self) -> float:
+        """Trains to the end, or to the next signal; the summary says how it ended."""
+        config, parts, trainer = self.config, self.parts, self.trainer
+        module = LanguageModel(parts.decoder, parts.optimizer, parts.schedule, self.prepared.val.bytes, config.compile)
+        data = PackedData(self.prepared, parts.data.batch_size, config.seed, parts.data.workers)
+        for logger in trainer.loggers:
+            logger.log_hyperparams({**plain(config), "budget": parts.budget.to_dict()})
+            if isinstance(logger, Curves) and self.checkpoint is not None:
+                logger.resume_from(int(self.checkpoint.stem.removeprefix("step=")))
+        self.start, status = time.perf_counter(), "failed"
+        try:
+            trainer.fit(module, data, ckpt_path=self.checkpoint, weights_only=True)
+            if "val/loss" not in trainer.callback_metrics:  # resumed at the last step
+                trainer.validate(module, data, verbose=False)
+            if not math.isfinite(trainer.callback_metrics["val/loss"]):
+                raise Diverged("val/loss is not finite: lower optimizer.lr")
+            self._finish()
+            status = "finished"
+        except Interrupted as stop:
+            status = "interrupted"
+            print(f"{stop}; to go on: python train.py resume={self.path}", flush=True)
+            raise SystemExit(128 + stop.signum) from stop
+        except Diverged as error:
+            status = "diverged"
+            raise AblateError(f"the run diverged: {error}") from error
+        finally:
+            self._close(status)
+        terminal.show_results(self.summary, self.path)
+        return self.summary["metrics"]["val/loss"]
+
+    def _finish(self) -> None:
+        """Final metrics, the model's files, a sample, and what generating costs."""
+        config, decoder, trainer = self.config, self.parts.decoder, self.trainer
+        save_model(self.path / "model", decoder, self.prepared.tokenizer)
+        decoder.eval().to(self.device)
+        sample, tokenizer = config.sample, self.prepared.tokenizer
+        prompt_ids = [tokenizer.eot, *tokenizer.encode(sample.prompt)]
+        room = decoder.config.context - len(prompt_ids)
+        new_tokens = min(sample.max_new_tokens, room)
+        text = generate(decoder, tokenizer, sample.prompt, new_tokens, temperature=sample.temperature, seed=config.seed)
+        self.summary |= {
+            "metrics": {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key},
+            "speed": {
+                "train_tokens_per_s": self.throughput.tokens_per_s,
+                "train_mfu": self.throughput.mfu,
+                "generation": measure_generation(decoder, prompt_ids, new_tokens),
+            },
+            "memory": hardware.peak_memory(self.device),
+            "sample": {"prompt": sample.prompt, "text": text},
+        }
+
+    def _close(self, status: str) -> None:
+        wall_s = self.earlier_wall_s + time.perf_counter() - self.start
+        self.summary |= {"status": status, "steps": self.trainer.global_step, "wall_s": wall_s}
+        write_json(self.path / "summary.json", self.summary)
+        if "wandb" in self.config.logger:
+            from ablate.training.wandb import finish
+
+            finish(self.summary, 0 if status == "finished" else 1)
+
+
+def _quiet_lightning() -> None:
+    """Only warnings, and not those about choices made here on purpose."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*(isinstance|LeafSpec|TreeSpec).*", category=FutureWarning)

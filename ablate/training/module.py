@@ -1,0 +1,66 @@
+"""The LightningModule: next-token loss, validation per document, optimiser and schedule."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from ablate.model.decoder import Decoder
+from ablate.model.loss import IGNORE, next_token_loss, token_losses
+
+Batch = dict[str, Tensor]
+
+
+class LanguageModel(LightningModule):
+    """Trains a `Decoder` on batches of packed rows.
+
+    optimizer: model -> torch optimiser. schedule: (step, max_steps) -> factor on the learning rate.
+    val_bytes: UTF-8 bytes of the validation documents, for bits per byte.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer],
+        schedule: Callable[[int, int], float],
+        val_bytes: int,
+        compile: bool = False,
+    ):
+        super().__init__()
+        self.decoder = decoder
+        self._optimizer, self._schedule, self._val_bytes = optimizer, schedule, val_bytes
+        # The compiled function stands beside the module: its parameters keep their names.
+        self._train_hidden = torch.compile(decoder.hidden) if compile else decoder.hidden
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        hidden = self._train_hidden(batch["tokens"], batch["positions"], batch.get("documents"))
+        loss = next_token_loss(hidden, self.decoder.head.weight, batch["targets"])
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/lr", self.lr_schedulers().get_last_lr()[0])
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._nats = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._scored = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        hidden = self.decoder.hidden(batch["tokens"], batch["positions"], batch["documents"])
+        self._nats += token_losses(hidden, self.decoder.head.weight, batch["targets"]).sum(dtype=torch.float64)
+        self._scored += (batch["targets"] != IGNORE).sum()
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/loss", (self._nats / self._scored).float(), prog_bar=True)
+        self.log("val/bpb", (self._nats / math.log(2) / self._val_bytes).float())
+
+    def configure_optimizers(self):
+        optimizer = self._optimizer(self.decoder)
+        max_steps = self.trainer.max_steps
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._schedule(step, max_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        # Lightning's own clipping refuses fused AdamW in mixed precision, and does not report the norm.
+        norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), gradient_clip_val or float("inf"))
+        self.log("train/grad_norm", norm)

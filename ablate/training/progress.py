@@ -1,0 +1,62 @@
+"""Progress: a bar on a terminal, a line every few seconds elsewhere."""
+
+import sys
+import time
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+
+
+def progress_bar() -> ProgressBar:
+    return StepBar() if sys.stderr.isatty() else StepLines()
+
+
+class StepBar(TQDMProgressBar):
+    """Lightning's bar over all optimiser steps, so that it can tell the time left."""
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        self._first = trainer.global_step
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        super().on_train_epoch_start(trainer, module)
+        self.train_progress_bar.reset(trainer.max_steps * trainer.accumulate_grad_batches)
+        self.train_progress_bar.initial = self._first * trainer.accumulate_grad_batches
+        self.train_progress_bar.set_description("Training")
+
+    def get_metrics(self, trainer: Trainer, module: LightningModule) -> dict:
+        metrics = super().get_metrics(trainer, module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class StepLines(ProgressBar):
+    """step 120/500  loss 4.12  11.2k tokens/s  1:32 left"""
+
+    def __init__(self, every_s: float = 5.0):
+        super().__init__()
+        self._every = every_s
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._start = self._shown = time.monotonic()
+        self._first = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        now = time.monotonic()
+        if now - self._shown < self._every:
+            return
+        self._shown = now
+        done = max(1, trainer.global_step - self._first)
+        left = (now - self._start) / done * (trainer.max_steps - trainer.global_step)
+        rate = trainer.callback_metrics.get("train/tokens_per_s")
+        speed = f"  {float(rate) / 1000:.1f}k tokens/s" if rate is not None else ""
+        print(
+            f"step {trainer.global_step}/{trainer.max_steps}  loss {outputs['loss'].item():.3f}{speed}"
+            f"  {int(left) // 60}:{int(left) % 60:02d} left",
+            flush=True,
+        )
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.sanity_checking and "val/loss" in trainer.callback_metrics:
+            loss, bpb = (trainer.callback_metrics[key].item() for key in ("val/loss", "val/bpb"))
+            print(f"step {trainer.global_step}/{trainer.max_steps}  val/loss {loss:.4f}  val/bpb {bpb:.4f}", flush=True)

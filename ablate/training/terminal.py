@@ -1,0 +1,94 @@
+"""What a run says on the terminal: its plan before, its results after."""
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from ablate.data import Prepared
+from ablate.model.config import AXES
+from ablate.model.decoder import Decoder
+from ablate.training.parts import Parts
+
+
+def show_plan(parts: Parts, prepared: Prepared, config: DictConfig) -> None:
+    """The layer table, the budget, the corpus, and where the run goes."""
+    console = _console()
+    console.print(_layer_table(parts.decoder))
+    cost, data, report = parts.budget, parts.data, prepared.report()
+    tokens_a_step = data.batch_size * data.context * config.trainer.accumulate_grad_batches
+    _lines(
+        console,
+        {
+            "parameters": f"{_short(cost.total)} ({_short(cost.non_embedding)} without embeddings)",
+            "forward": f"{_short(cost.flops_per_token)}FLOP a token",
+            "cache": f"{cost.kv_bytes_per_token} bytes a token",
+            "corpus": f"{config.data.name}: {_short(report['train_tokens'])} tokens to train on, "
+            f"{_short(report['val_tokens'])} to validate; {data.packing} packing, "
+            f"{report['train_utilisation']:.1%} used",
+            "training": f"{config.trainer.max_steps} steps of {tokens_a_step} tokens, {parts.precision} "
+            f"on {parts.accelerator}, seed {config.seed}",
+            "run folder": str(config.run_dir),
+        },
+    )
+
+
+def show_results(summary: dict[str, Any], path: Path) -> None:
+    """Final metrics, a sample, and the speed of training and generating."""
+    console = _console()
+    metrics, speed = summary["metrics"], summary["speed"]
+    generation = speed["generation"]
+    sample = summary["sample"]
+    console.print("\n" + sample["prompt"] + sample["text"], markup=False, highlight=False, style="dim")
+    console.print()
+    rate = speed["train_tokens_per_s"]
+    _lines(
+        console,
+        {
+            "val/loss": f"{metrics['val/loss']:.4f} nats a token",
+            "val/bpb": f"{metrics['val/bpb']:.4f} bits a byte",
+            "training": "too short to time" if rate is None else f"{rate:.0f} tokens/s, {speed['train_mfu']:.1%} MFU",
+            "generating": f"{generation['cached_tokens_per_s']:.0f} tokens/s with the cache, "
+            f"{generation['uncached_tokens_per_s']:.0f} without: {generation['speedup']:.1f} times",
+            "run folder": str(path),
+        },
+    )
+
+
+def _layer_table(decoder: Decoder) -> Table:
+    table = Table("layer", *AXES, "kernel", header_style="bold")
+    specs = decoder.config.layers()
+    rows = [(*(_component(spec[axis]) for axis in AXES), layer.kernel) for spec, layer in zip(specs, decoder.layers, strict=True)]
+    first = 0
+    for row, same in groupby(rows):
+        last = first + len(list(same)) - 1
+        table.add_row(str(first) if first == last else f"{first}-{last}", *row)
+        first = last + 1
+    return table
+
+
+def _component(spec: dict[str, Any]) -> str:
+    options = " ".join(f"{key}={value}" for key, value in spec.items() if key != "name" and value is not None)
+    return f"{spec['name']} {options}".strip()
+
+
+def _lines(console: Console, lines: dict[str, str]) -> None:
+    for name, text in lines.items():
+        console.print(f"[bold]{name:<12}[/bold]", end="")
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _short(number: float) -> str:
+    """1234567 -> 1.23M"""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:g}"
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=140)

@@ -1,0 +1,25 @@
+"""Trains one decoder, or with -m a sweep: python train.py model=gqa_rope model/norm=layernorm seed=1"""
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from ablate.cli import entry_point
+
+
+@entry_point("train")
+def main(config: DictConfig) -> float:
+    from ablate.training.job import train  # Lightning takes seconds to import: not for --help
+
+    hydra = HydraConfig.get()
+    multirun = hydra.mode == RunMode.MULTIRUN
+    return train(
+        config,
+        list(hydra.overrides.task),
+        job=hydra.job.num if multirun else None,
+        sweep_dir=hydra.sweep.dir if multirun else None,
+    )
+
+
+if __name__ == "__main__":
+    main()
