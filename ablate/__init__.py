@@ -1,10 +1,10 @@
 """ablate: experiments on the architecture of language models.
 
-    import ablate
+import ablate
 
-    model = ablate.build("gqa_rope", overrides=["model.depth=2"])
-    run = ablate.load("runs/...")
-    text = ablate.generate(run.model, run.tokenizer, "def ")
+model = ablate.build("gqa_rope", overrides=["model.depth=2"])
+run = ablate.load("runs/...")
+text = ablate.generate(run.model, run.tokenizer, "def ")
 """
 
 import importlib

@@ -32,8 +32,8 @@ class _TwoNorms(Block):
 class PreNorm(_TwoNorms):
     """x + f(norm(x)) (GPT-2; Xiong et al. 2020).
 
-        x ─┬─ norm ─ attention ─ + ─┬─ norm ─ ffn ─ + ─
-           └─────────────────────┘  └─────────────┘
+    x ─┬─ norm ─ attention ─ + ─┬─ norm ─ ffn ─ + ─
+       └─────────────────────┘  └─────────────┘
     """
 
     def forward(self, x: Tensor, context) -> Tensor:
@@ -45,8 +45,8 @@ class PreNorm(_TwoNorms):
 class PostNorm(_TwoNorms):
     """norm(x + f(x)) (Vaswani et al. 2017).
 
-        x ─┬─ attention ─ + ─ norm ─┬─ ffn ─ + ─ norm ─
-           └──────────────┘         └────────┘
+    x ─┬─ attention ─ + ─ norm ─┬─ ffn ─ + ─ norm ─
+       └──────────────┘         └────────┘
     """
 
     final_norm = False

@@ -60,7 +60,7 @@ class Cache:
         """
         if self.filled + tokens > self.max_length:
             raise AblateError(
-                f"the cache holds {self.max_length} tokens a row: {self.filled} are there and {tokens} more do not fit; "
+                f"the cache holds {self.max_length} tokens a row: {self.filled} are there, {tokens} more do not fit; "
                 "make it longer with model.new_cache(batch, max_length)"
             )
         offset = torch.arange(tokens, device=self.length.device)
@@ -81,7 +81,7 @@ class Cache:
         padding_last = (valid[:, 1:] <= valid[:, :-1]).all()
         one_document, padding_last, all_real = torch.stack((one_document, padding_last, valid.all())).tolist()
         if not one_document:
-            raise AblateError("a cache holds one document a row: pass documents=None, or -1 for padding and 0 elsewhere")
+            raise AblateError("a cache holds one document a row: pass documents=None, or 0 and, for padding, -1")
         if not padding_last:
             raise AblateError("with a cache, padding (documents = -1) comes last in a row")
         self.ragged |= not all_real
@@ -115,7 +115,7 @@ class Cache:
         else:
             new = self.index if self._valid is None else self.index.where(self._valid, BEYOND)
             key = torch.cat((self._held(self.length, size, min(self.filled, size)), new), dim=1)
-        return Layout(self.index, key, last=self._tokens == 1 and not self.ragged)
+        return Layout(self.index, key, last=self.max_length if self._tokens == 1 and not self.ragged else 0)
 
     def _held(self, length: Tensor, size: int, slots: int) -> Tensor:
         """The token that each slot holds once rows are `length` long, `[B, slots]`; negative: none."""

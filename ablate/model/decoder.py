@@ -48,7 +48,7 @@ class ForwardContext:
 class Decoder(nn.Module):
     """A decoder language model from a `DecoderConfig`.
 
-        tokens ─ embedding ─ block 0 ─ ... ─ block L-1 ─ norm ─ head ─ logits
+    tokens ─ embedding ─ block 0 ─ ... ─ block L-1 ─ norm ─ head ─ logits
     """
 
     def __init__(self, config: DecoderConfig, seed: int = 0):

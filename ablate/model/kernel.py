@@ -33,10 +33,9 @@ class SDPA:
 
     def prepare(self, pattern: Pattern, layout: Layout, dtype: torch.dtype) -> tuple[Tensor | None, bool]:
         keys = layout.key.shape[-1]
-        everything_earlier = pattern.is_band(keys) and pattern.reach(keys) == keys
-        if layout.square and everything_earlier:
+        if layout.square and pattern.pairs(keys) == keys * (keys + 1) // 2:
             return None, True
-        if layout.last and pattern.is_band(keys):
+        if layout.last and pattern.is_band(layout.last):
             return None, False
         allowed = dense_mask(pattern, layout)
         # Added to the scores, in their own precision: SDPA would convert a boolean mask in every layer.

@@ -59,7 +59,7 @@ class Full(Pattern):
     """Every earlier position (Vaswani et al. 2017)."""
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
-        return torch.ones((), dtype=torch.bool, device=key.device).expand(torch.broadcast_shapes(query.shape, key.shape))
+        return torch.ones_like(query - key, dtype=torch.bool)
 
     def pairs(self, length: int) -> int:
         return length * (length + 1) // 2
@@ -97,7 +97,8 @@ class Layout:
     query, key: in-document indices, `[B or 1, T]` and `[B or 1, S]`; a negative key is an empty slot.
     query_document, key_document: `[B, T]` and `[B, S]`, or None where a row is one document.
     square: the keys are the queries' own tokens, in order, in one document.
-    last: one query a row, and every key slot holds one of the latest positions before it.
+    last: where there is one query a row and every key slot holds one of its latest positions, how many
+        tokens the cache may come to hold; else 0.
     """
 
     query: Tensor
@@ -105,7 +106,7 @@ class Layout:
     query_document: Tensor | None = None
     key_document: Tensor | None = None
     square: bool = False
-    last: bool = False
+    last: int = 0
 
 
 def dense_mask(pattern: Pattern, layout: Layout) -> Tensor:

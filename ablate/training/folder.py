@@ -77,7 +77,7 @@ def resumed(resume: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
     recorded = [str(o) for o in read_summary(path).get("overrides", [])]
     for override in recorded:
         if "_target_" in override:
-            raise AblateError(f"resume: {path}/summary.json names code to run ({override}); give it on the command line")
+            raise AblateError(f"resume: {path}/summary.json names code to run ({override}): set it by hand")
     later = {_key(o): o for o in overrides if _key(o) not in ("resume", "run_dir")}
     merged = [o for o in recorded if _key(o) not in later] + list(later.values())
     config = compose_config("train", merged)

@@ -1,10 +1,8 @@
 """One run, from a configuration to a run folder."""
 
-import logging
 import math
 import shutil
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from ablate.training.callbacks import Diverged, FinalValidation, GracefulStop, I
 from ablate.training.checkpoint import AtomicCheckpointIO, last_good_checkpoint
 from ablate.training.curves import Curves
 from ablate.training.datamodule import PackedData
+from ablate.training.lightning import quiet
 from ablate.training.module import LanguageModel
 from ablate.training.parts import Parts, assemble
 
@@ -62,9 +61,7 @@ class _Job:
         self.overrides = [o for o in overrides if not o.startswith(("run_dir=", "resume="))]
         self.device = torch.device("cuda" if parts.accelerator == "gpu" else "cpu")
         dtype = torch.bfloat16 if "bf16" in parts.precision else torch.float32
-        self.throughput = Throughput(
-            parts.budget.training_flops_per_token, hardware.peak_flops(self.device, dtype)
-        )
+        self.throughput = Throughput(parts.budget.training_flops_per_token, hardware.peak_flops(self.device, dtype))
         self.trainer = self._trainer()
 
     def _trainer(self) -> Trainer:
@@ -73,7 +70,7 @@ class _Job:
             config.logger.wandb = {**config.logger.wandb, **folder.identity(config, self.overrides)}
         callbacks = [instantiate(node) for node in config.callbacks.values() if node]
         callbacks += [self.throughput, FinalValidation(), StopOnDivergence(), GracefulStop(self.path / "checkpoints")]
-        _quiet_lightning()
+        quiet()
         try:
             return instantiate(
                 config.trainer,
@@ -191,11 +188,3 @@ class _Job:
             from ablate.training.wandb import finish
 
             finish(self.summary, 0 if status == "finished" else 1)
-
-
-def _quiet_lightning() -> None:
-    """Only warnings, and not those about choices made here on purpose."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*(isinstance|LeafSpec|TreeSpec).*", category=FutureWarning)

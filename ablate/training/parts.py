@@ -79,7 +79,7 @@ def _data(node: dict[str, Any], model: DecoderConfig) -> tuple[DataSettings, Any
             "leave model.vocab_size out, and it follows"
         )
     if settings.context > model.context:
-        raise AblateError(f"data.context={settings.context} is beyond model.context={model.context}: raise model.context")
+        raise AblateError(f"data.context={settings.context} is beyond model.context={model.context}: raise that")
     return settings, corpus
 
 

@@ -61,7 +61,10 @@ def show_results(summary: dict[str, Any], path: Path) -> None:
 def _layer_table(decoder: Decoder) -> Table:
     table = Table("layer", *AXES, "kernel", header_style="bold")
     specs = decoder.config.layers()
-    rows = [(*(_component(spec[axis]) for axis in AXES), layer.kernel) for spec, layer in zip(specs, decoder.layers, strict=True)]
+    rows = [
+        (*(_component(spec[axis]) for axis in AXES), layer.kernel)
+        for spec, layer in zip(specs, decoder.layers, strict=True)
+    ]
     first = 0
     for row, same in groupby(rows):
         last = first + len(list(same)) - 1

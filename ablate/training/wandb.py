@@ -16,7 +16,9 @@ def finish(summary: dict[str, Any], exit_code: int) -> None:
     import wandb
 
     if wandb.run is not None:
-        wandb.run.summary.update({key: summary[key] for key in ("status", "metrics", "speed", "budget") if key in summary})
+        wandb.run.summary.update(
+            {key: summary[key] for key in ("status", "metrics", "speed", "budget") if key in summary}
+        )
         wandb.finish(exit_code=exit_code, quiet=True)
 
 

@@ -1,0 +1,1 @@
+"""Speed of training, of a model and of its peers, measured side by side."""

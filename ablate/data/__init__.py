@@ -1,0 +1,24 @@
+"""Documents -> tokens -> packed rows. A corpus is built with `CORPORA.build({"name": ...})`."""
+
+from ablate.data.corpus import CORPORA, Corpus
+from ablate.data.hub import Hub
+from ablate.data.order import StepOrder
+from ablate.data.packing import PACKERS, Rows
+from ablate.data.prepare import Prepared, prepare
+from ablate.data.rows import PackedRows
+from ablate.data.text import Text
+from ablate.data.tokenizer import Tokenizer
+
+__all__ = [
+    "CORPORA",
+    "PACKERS",
+    "Corpus",
+    "Hub",
+    "PackedRows",
+    "Prepared",
+    "Rows",
+    "StepOrder",
+    "Text",
+    "Tokenizer",
+    "prepare",
+]

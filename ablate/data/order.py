@@ -1,0 +1,45 @@
+"""The order in which rows are trained on."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class StepOrder(Sampler[list[int]]):
+    """Batches of row ids, without end, as a function of (seed, step) alone.
+
+    The order is one permutation of all rows per epoch, keyed by (seed, epoch), end to end; micro-batch n
+    takes the n-th `batch_size * world` places of it, and rank r the r-th slice of these. So resuming
+    is starting at `start`, with nothing to replay, and two ranks of batch b see together what one
+    process sees with batch 2b.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1):
+        if rows < 1:
+            raise ValueError("StepOrder needs at least one row")
+        self.rows, self.batch_size, self.seed, self.start = rows, batch_size, seed, start
+        self.rank, self.world = rank, world
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    def at(self, n: int) -> np.ndarray:
+        """The row ids of micro-batch n on this rank, `[batch_size]`."""
+        first = (n * self.world + self.rank) * self.batch_size
+        epochs, places = np.divmod(np.arange(first, first + self.batch_size), self.rows)
+        ids = np.empty(self.batch_size, dtype=np.int64)
+        for epoch in range(epochs[0], epochs[-1] + 1):
+            here = epochs == epoch
+            ids[here] = self._permutation(epoch)[places[here]]
+        return ids
+
+    def __iter__(self) -> Iterator[list[int]]:
+        n = self.start
+        while True:
+            yield self.at(n).tolist()
+            n += 1
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if self._epoch is None or self._epoch[0] != epoch:
+            key = np.random.SeedSequence(self.seed, spawn_key=(int(epoch),))
+            self._epoch = epoch, np.random.Generator(np.random.Philox(key)).permutation(self.rows)
+        return self._epoch[1]

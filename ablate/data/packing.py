@@ -1,0 +1,141 @@
+"""How documents are laid into rows of equal length. A packer is a component of the axis `data.packing`.
+
+Packers see only lengths. A document's length is its number of (input, target) pairs, which is what
+a row of `context` places holds.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ablate.model.registry import Axis
+
+PACKERS = Axis("data.packing")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A plan: which piece of which document lies where. R rows, S pieces (spans).
+
+    Row r holds the pieces `row_start[r]` to `row_start[r + 1] - 1`, from left to right; what they leave
+    free at its end is padding. Lengths and offsets are in pairs.
+    """
+
+    row_start: np.ndarray  # [R + 1]
+    document: np.ndarray  # [S]
+    offset: np.ndarray  # [S]
+    length: np.ndarray  # [S]
+    context: int
+    dropped: int  # pairs that lie in no row
+
+    def __len__(self) -> int:
+        return len(self.row_start) - 1
+
+    @property
+    def pairs(self) -> int:
+        return int(self.length.sum())
+
+    @property
+    def utilisation(self) -> float:
+        """The fraction of places that hold a pair, 0 to 1."""
+        return self.pairs / (len(self) * self.context) if len(self) else 0.0
+
+    @property
+    def documents_cut(self) -> int:
+        """How many documents lie in more than one piece."""
+        return int((np.bincount(self.document) > 1).sum()) if len(self.document) else 0
+
+    def save(self, path: Path) -> None:
+        np.savez(path, **vars(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "Rows":
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return cls(**arrays | {"context": int(arrays["context"]), "dropped": int(arrays["dropped"])})
+
+
+@PACKERS.register("concat")
+class Concat:
+    """Documents end to end, cut at the context. A last, incomplete row is dropped unless it is the only one."""
+
+    def __call__(self, lengths: np.ndarray, context: int) -> Rows:
+        ends = np.cumsum(lengths, dtype=np.int64)
+        starts = ends - lengths
+        total = int(ends[-1]) if len(ends) else 0
+        rows = max(total // context, min(total, 1))
+        used = min(rows * context, total)
+        edges = np.arange(rows, dtype=np.int64) * context
+        cuts = np.unique(np.concatenate([starts[(starts < used) & (np.asarray(lengths) > 0)], edges]))
+        document = np.searchsorted(ends, cuts, side="right")
+        return Rows(
+            row_start=np.append(np.searchsorted(cuts, edges), len(cuts)).astype(np.int64),
+            document=document,
+            offset=cuts - starts[document],
+            length=np.diff(np.append(cuts, used)),
+            context=context,
+            dropped=total - used,
+        )
+
+
+@PACKERS.register("padded")
+class Padded:
+    """One piece a row. A document longer than the context takes several rows."""
+
+    def __call__(self, lengths: np.ndarray, context: int) -> Rows:
+        document, offset, length = _pieces(lengths, context)
+        return Rows(np.arange(len(document) + 1), document, offset, length, context, dropped=0)
+
+
+@PACKERS.register("best_fit")
+class BestFit:
+    """Fewest cuts: only a document longer than the context is cut, into rows of its own; its rest and the
+    shorter documents share rows by best-fit decreasing."""
+
+    def __call__(self, lengths: np.ndarray, context: int) -> Rows:
+        document, offset, length = _pieces(lengths, context)
+        row = np.empty(len(length), dtype=np.int64)
+        whole = length == context
+        row[whole] = np.arange(whole.sum())
+        rest = np.flatnonzero(~whole)
+        rest = rest[np.argsort(-length[rest], kind="stable")]
+        row[rest] = int(whole.sum()) + _best_fit(length[rest].tolist(), context)
+        order = np.argsort(row, kind="stable")
+        rows = int(row.max()) + 1 if len(row) else 0
+        row_start = np.searchsorted(row[order], np.arange(rows + 1))
+        return Rows(row_start, document[order], offset[order], length[order], context, dropped=0)
+
+
+def _pieces(lengths: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every document in as few pieces of at most `context` as it takes: document, offset, length, each [S]."""
+    lengths = np.asarray(lengths, dtype=np.int64)
+    count = -(-lengths // context)
+    document = np.repeat(np.arange(len(lengths)), count)
+    offset = (np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)) * context
+    return document, offset, np.minimum(lengths[document] - offset, context)
+
+
+def _best_fit(lengths: list[int], context: int) -> np.ndarray:
+    """The row of each piece: the fullest row that has room for it, else a new one.
+
+    `open_rows[f]` are the rows with f places free, and bit f of `free` says that there are any, so the
+    fullest row with room is one shift and one lowest bit away, however many rows there are.
+    """
+    open_rows: list[list[int]] = [[] for _ in range(context + 1)]
+    free, rows = 0, 0
+    row = np.empty(len(lengths), dtype=np.int64)
+    for piece, length in enumerate(lengths):
+        room = free >> length
+        if room:
+            space = length + (room & -room).bit_length() - 1
+            chosen = open_rows[space].pop()
+            if not open_rows[space]:
+                free ^= 1 << space
+        else:
+            space, chosen, rows = context, rows, rows + 1
+        row[piece] = chosen
+        if left := space - length:
+            open_rows[left].append(chosen)
+            free |= 1 << left
+    return row

@@ -1,0 +1,149 @@
+"""The decoding loop: prompts in, new tokens out one at a time, with the KV cache or without it.
+
+    prompts ── prefill, one pass ── logits of each row's last token ── choose ─┬─ ids [B]
+                                         one token a row, one pass ────────────┘
+
+Without the cache every step runs the whole sequence again: slow, and the judge of the cache.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ablate.errors import AblateError
+from ablate.generation.prompts import Batch, check_length, check_prompts
+from ablate.generation.sampling import Sampling, choose
+
+if TYPE_CHECKING:
+    from ablate.model.decoder import Decoder
+
+
+def stream_tokens(
+    model: "Decoder",
+    prompts: Sequence[Sequence[int]] | Tensor,
+    max_new_tokens: int,
+    *,
+    sampling: Sampling | None = None,
+    use_cache: bool = True,
+    seed: int = 0,
+    stop: int | None = None,
+) -> Iterator[Tensor]:
+    """New token ids as they come: one tensor `[B]` a step, on the model's device, at most `max_new_tokens` of them.
+
+    prompts: rows of ids, of any lengths.
+    sampling: None samples at temperature 1.
+    stop: a row that has produced this id repeats it; the stream ends when every row has. Only then
+        does the loop wait for the device.
+
+    The model is in eval mode until the stream ends or is closed, then as it was before.
+
+    Raises:
+        AblateError: at once, before any step: prompts, lengths or `stop` that the model cannot take.
+    """
+    rows = check_prompts(model, prompts)
+    check_length(model, max(map(len, rows)), max_new_tokens)
+    if stop is not None and not 0 <= stop < model.config.vocab_size:
+        raise AblateError(f"stop={stop}: outside the vocabulary of {model.config.vocab_size} tokens")
+    return _steps(model, rows, max_new_tokens, sampling or Sampling(), use_cache, seed, stop)
+
+
+@torch.inference_mode()
+def _steps(model, rows, max_new_tokens, sampling, use_cache, seed, stop) -> Iterator[Tensor]:
+    device = model.embedding.weight.device
+    generator = torch.Generator(device).manual_seed(seed)
+    stopped = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    with _evaluating(model):
+        source = (_Cached if use_cache else _Uncached)(model, rows, max_new_tokens)
+        logits = source.prefill()
+        for left in reversed(range(max_new_tokens)):
+            ids = choose(logits, sampling, generator)
+            if stop is not None:
+                ids = ids.masked_fill(stopped, stop)
+                stopped = ids == stop
+            yield ids
+            if left == 0 or (stop is not None and stopped.all()):
+                return
+            logits = source.step(ids)
+
+
+class _Cached:
+    """Logits `[B, V]` of the next token; each pass runs only the tokens that are new."""
+
+    def __init__(self, model: "Decoder", rows: list[list[int]], max_new_tokens: int):
+        self.model = model
+        self.batch = Batch.of(rows, model.embedding.weight.device)
+        # The last new token is never fed back.
+        self.cache = model.new_cache(len(rows), self.batch.longest + max_new_tokens - 1)
+
+    def prefill(self) -> Tensor:
+        hidden = self.model.hidden(self.batch.tokens, documents=self.batch.documents, cache=self.cache)
+        return self.model.head(_at(hidden, self.batch.lengths - 1))
+
+    def step(self, ids: Tensor) -> Tensor:
+        return self.model(ids.unsqueeze(1), cache=self.cache)[:, 0]
+
+
+class _Uncached:
+    """The same logits from the whole sequence at every step."""
+
+    def __init__(self, model: "Decoder", rows: list[list[int]], max_new_tokens: int):
+        self.model = model
+        self.batch = Batch.of(rows, model.embedding.weight.device, spare=max_new_tokens - 1)
+        self.lengths, self.longest = self.batch.lengths, self.batch.longest
+
+    def prefill(self) -> Tensor:
+        tokens, documents = self.batch.tokens[:, : self.longest], self.batch.documents
+        if documents is not None:
+            documents = documents[:, : self.longest]
+        return self.model.head(_at(self.model.hidden(tokens, documents=documents), self.lengths - 1))
+
+    def step(self, ids: Tensor) -> Tensor:
+        place = self.lengths.unsqueeze(1)
+        self.batch.tokens.scatter_(1, place, ids.unsqueeze(1))
+        if self.batch.documents is not None:
+            self.batch.documents.scatter_(1, place, 0)
+        self.lengths, self.longest = self.lengths + 1, self.longest + 1
+        return self.prefill()
+
+
+def _at(hidden: Tensor, place: Tensor) -> Tensor:
+    """`[B, T, D]` at one place a row `[B]` -> `[B, D]`."""
+    return hidden.gather(1, place.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])).squeeze(1)
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each module is as it was, a part that was kept in eval mode too."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def generate_tokens(
+    model: "Decoder",
+    prompts: Sequence[Sequence[int]] | Tensor,
+    max_new_tokens: int = 64,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    use_cache: bool = True,
+    seed: int = 0,
+    stop: int | None = None,
+) -> list[list[int]]:
+    """The new ids of each row, without its prompt and up to, not including, `stop`. Greedy by default.
+
+    Raises:
+        AblateError: prompts, lengths, `stop` or a sampling option that cannot be.
+    """
+    sampling = Sampling(temperature, top_k, top_p)
+    steps = stream_tokens(model, prompts, max_new_tokens, sampling=sampling, use_cache=use_cache, seed=seed, stop=stop)
+    rows = torch.stack(list(steps), dim=1).tolist()
+    return [row[: row.index(stop)] if stop in row else row for row in rows]

@@ -1,0 +1,108 @@
+"""Prompts of token ids: checked on the host before any work, then one right-padded batch."""
+
+import operator
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ablate.errors import AblateError
+
+if TYPE_CHECKING:
+    from ablate.model.decoder import Decoder
+
+
+def check_prompts(model: "Decoder", prompts: Sequence[Sequence[int]] | Tensor) -> list[list[int]]:
+    """Rows of token ids as lists, from lists or from an integer tensor `[B, T]`.
+
+    Raises:
+        AblateError: no prompts, an empty one, another form, or an id outside the vocabulary.
+    """
+    rows = _listed(prompts)
+    if not isinstance(rows, list):
+        raise AblateError(
+            f"prompts is {_brief(prompts)}: expected a list of lists of token ids, such as [[1, 2, 3], [4]]"
+        )
+    if not rows:
+        raise AblateError("prompts: there are none; expected a list of lists of token ids, such as [[1, 2, 3], [4]]")
+    return [_checked_row(number, _listed(row), model.config.vocab_size) for number, row in enumerate(rows)]
+
+
+def _listed(value):
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def _checked_row(number: int, row: object, vocab_size: int) -> list[int]:
+    if not isinstance(row, list):
+        raise AblateError(
+            f"prompts[{number}] is {_brief(row)}: expected a list of token ids; one prompt alone is [[1, 2, 3]], "
+            "a tensor has shape [batch, tokens]"
+        )
+    if not row:
+        raise AblateError(f"prompts[{number}] is empty: at least one token id, such as the tokenizer's eot")
+    for id in row:
+        if isinstance(id, list | bool | Tensor) or not hasattr(id, "__index__"):
+            raise AblateError(f"prompts[{number}] holds {_brief(id)}: expected integer token ids in lists of lists")
+        if not 0 <= id < vocab_size:
+            raise AblateError(f"prompts[{number}] holds token id {id}: outside the vocabulary of {vocab_size} tokens")
+    return [operator.index(id) for id in row]
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"a {type(value).__name__}"
+
+
+def check_length(model: "Decoder", prompt_tokens: int, max_new_tokens: int) -> None:
+    """Whether the model can hold `prompt_tokens` and `max_new_tokens` more; warns beyond its training context.
+
+    Raises:
+        AblateError: `max_new_tokens` below 1, or more tokens than the model has positions.
+    """
+    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+        raise AblateError(f"max_new_tokens={max_new_tokens!r}: an integer, at least 1")
+    total, context = prompt_tokens + max_new_tokens, model.config.context
+    if model.limit is not None and total > model.limit:
+        raise AblateError(
+            f"a prompt of {prompt_tokens} tokens and max_new_tokens={max_new_tokens} make {total}, more than the "
+            f"{model.limit} learned positions of this model: shorten the prompt, lower max_new_tokens, or train with a "
+            "larger model.context"
+        )
+    if total > context:
+        warnings.warn(
+            f"a prompt of {prompt_tokens} tokens and max_new_tokens={max_new_tokens} make {total}: beyond the "
+            f"{context} tokens of its training context",
+            stacklevel=4,
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded prompts on a device, `spare` columns of padding behind the longest.
+
+    tokens: `[B, longest + spare]`, 0 on padding.
+    lengths: `[B]`, real tokens of each row.
+    documents: as `tokens`, 0 on real tokens and -1 on padding; None where all prompts are equally long.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    longest: int
+    documents: Tensor | None
+
+    @classmethod
+    def of(cls, prompts: list[list[int]], device: torch.device, spare: int = 0) -> "Batch":
+        longest = max(map(len, prompts))
+        width = longest + spare
+        tokens = torch.tensor([row + [0] * (width - len(row)) for row in prompts], device=device)
+        lengths = torch.tensor([len(row) for row in prompts], device=device)
+        documents = None
+        if min(map(len, prompts)) < longest:
+            real = torch.arange(width, device=device) < lengths.unsqueeze(1)
+            documents = real.long() - 1
+        return cls(tokens, lengths, longest, documents)

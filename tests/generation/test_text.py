@@ -1,0 +1,129 @@
+"""Text in, text out: whole characters, one after the other, the same text as decoding at once."""
+
+import random
+
+import pytest
+
+from ablate.data.tokenizer import Tokenizer
+from ablate.errors import AblateError
+from ablate.generation import generate, generate_tokens, stream
+from ablate.generation.text import _pieces
+
+from .models import tiny
+
+TEXT = "naïve café 👩‍👩‍👧 日本語の文章 🇨🇭 plain text, ﬁn. Ελληνικά \u200d हिन्दी 👍🏽\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train([TEXT * 3, "the quick brown fox " * 20], 300)
+
+
+class Bytes:
+    """A tokenizer whose token n is any string of bytes that the test wants; counts what it decodes."""
+
+    def __init__(self, table: list[bytes]):
+        self.table, self.decoded = table, 0
+
+    def decode(self, ids):
+        self.decoded += len(ids)
+        return b"".join(self.table[i] for i in ids).decode("utf-8", errors="replace")
+
+
+def cut(data: bytes, rng: random.Random, longest: int) -> list[bytes]:
+    parts = []
+    while data:
+        n = rng.randint(1, longest)
+        parts, data = [*parts, data[:n]], data[n:]
+    return parts
+
+
+def check_pieces(table: list[bytes]) -> list[str]:
+    tokenizer = Bytes(table)
+    pieces = list(_pieces(tokenizer, range(len(table))))
+    assert tokenizer.decoded <= 20 * len(table)  # linear
+    assert "".join(pieces) == b"".join(table).decode("utf-8", errors="replace")
+    assert all(pieces)
+    return pieces
+
+
+@pytest.mark.parametrize("longest", [1, 2, 3, 5, 9])
+def test_pieces_of_valid_text(longest):
+    pieces = check_pieces(cut((TEXT * 3).encode(), random.Random(longest), longest))
+    assert "\ufffd" not in "".join(pieces)
+
+
+def test_no_token_ends_where_a_character_does():
+    data = "🙂" * 100
+    parts = data.encode()
+    check_pieces([parts[:2], *(parts[i : i + 4] for i in range(2, len(parts), 4))])
+
+
+def test_pieces_come_as_soon_as_they_are_whole():
+    assert check_pieces([b"a", b"\xf0\x9f", b"\x98", b"\x80b", b"c"]) == ["a", "😀b", "c"]
+    assert check_pieces([b"a", b"\xf0", b"\x9f"]) == ["a", "\ufffd"]  # flushed
+    assert check_pieces([b"\xe2\x82", b"x", b"y"]) == ["\ufffdx", "y"]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_pieces_of_random_bytes(seed):
+    rng = random.Random(seed)
+    leads = b"\xf0\xe2\xc3\x9f\x80\xbfa\xff\xed\xa0\xf4\x90"
+    data = bytes(rng.choice(leads) if rng.random() < 0.8 else rng.randrange(256) for _ in range(400))
+    check_pieces(cut(data, rng, rng.choice([1, 2, 4])))
+
+
+def test_pieces_of_the_real_tokenizer(tokenizer):
+    ids = tokenizer.encode(TEXT * 3)
+    pieces = list(_pieces(tokenizer, ids))
+    assert "".join(pieces) == TEXT * 3
+    assert "\ufffd" not in "".join(pieces) and len(pieces) > 20
+    rng = random.Random(0)
+    junk = [rng.randrange(len(tokenizer)) for _ in range(500)]
+    junk = [i for i in junk if i != tokenizer.eot]
+    assert "".join(_pieces(tokenizer, junk)) == tokenizer.decode(junk)
+
+
+@pytest.mark.parametrize("prompt", ["", "the quick", "日本", "🙂"])
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "top_k": 50, "seed": 3}])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_generate_is_stream_is_generate_tokens(tokenizer, prompt, options, use_cache):
+    model = tiny(vocab_size=len(tokenizer), context=80)
+    ids = [tokenizer.eot, *tokenizer.encode(prompt)]
+    (new,) = generate_tokens(model, [ids], 40, stop=tokenizer.eot, **options)
+    text = generate(model, tokenizer, prompt, 40, use_cache=use_cache, **options)
+    assert text == tokenizer.decode(new)
+    assert "".join(stream(model, tokenizer, prompt, 40, use_cache=use_cache, **options)) == text
+
+
+def test_eot_ends_the_text(tokenizer):
+    model = tiny(vocab_size=len(tokenizer), context=80)
+    ids = tokenizer.encode("the")
+
+    class Other:
+        """The same tokens, with another one as eot."""
+
+        encode, decode = staticmethod(tokenizer.encode), staticmethod(tokenizer.decode)
+
+    for eot in range(len(tokenizer)):  # until one comes up in what it starts, a few tokens in
+        (new,) = generate_tokens(model, [[eot, *ids]], 40)
+        if eot in new[3:] and eot not in new[:3]:
+            break
+    Other.eot = eot
+    model.train()
+    assert generate(model, Other, "the", 40) == tokenizer.decode(new[: new.index(eot)])
+    assert model.training  # the stream went to its end
+
+
+def test_the_prompt_is_checked(tokenizer):
+    model = tiny(vocab_size=len(tokenizer), context=80)
+    with pytest.raises(AblateError, match="use generate_tokens"):
+        generate(model, tokenizer, [1, 2])
+    with pytest.raises(AblateError, match="max_new_tokens=0"):
+        stream(model, tokenizer, "the", 0)  # at once
+    with pytest.raises(AblateError, match="top_p=2"):
+        generate(model, tokenizer, "the", temperature=1.0, top_p=2)
+    with pytest.raises(AblateError, match="vocabulary"):
+        generate(tiny(vocab_size=20), tokenizer, "the", 4)
+    with pytest.raises(AblateError, match="learned positions"):
+        generate(tiny(vocab_size=len(tokenizer), position="learned"), tokenizer, "the quick brown fox " * 20)

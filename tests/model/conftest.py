@@ -1,0 +1,30 @@
+"""Every test starts from one seed, on one thread: for tiny models faster than many."""
+
+import pytest
+import torch
+
+from ablate.model.config import AXES
+
+
+@pytest.fixture(autouse=True)
+def one_seed_and_one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def enrol():
+    """Registers a component for one test: `enrol("norm", "mine", Mine)`."""
+    before = {axis: dict(registry._components) for axis, registry in AXES.items()}
+
+    def register(axis: str, name: str, component: type) -> type:
+        return AXES[axis].register(name)(component)
+
+    yield register
+    for axis, registry in AXES.items():
+        registry._components.clear()
+        registry._components.update(before[axis])

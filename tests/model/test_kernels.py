@@ -1,0 +1,163 @@
+"""Law 6: kernels agree with the reference, and the reference with a double loop."""
+
+import math
+
+import pytest
+import torch
+from zoo import (
+    build,
+    documents_of,
+    gradients,
+    label,
+    labels,
+    models,
+    nodes,
+    random_tokens,
+    singles,
+    small,
+    stirred,
+    twin,
+)
+
+from ablate.errors import AblateError
+from ablate.model.attention import ATTENTIONS
+from ablate.model.decoder import ForwardContext
+from ablate.model.kernel import KERNELS, Reference
+from ablate.model.pattern import PATTERNS, Layout, dense_mask
+from ablate.model.position import Position
+
+OTHERS = [name for name in KERNELS if name != "reference"]
+ANYWHERE = {"sdpa"}  # what has no right to refuse
+
+
+def pair(kernel: str, **axes):
+    """The same weights under the reference and under `kernel`, or a skip where that refuses aloud."""
+    reference = build(kernel="reference", **axes)
+    try:
+        other = twin(reference, kernel=kernel)
+        other(random_tokens(1, 2))
+    except AblateError:
+        if kernel in ANYWHERE:
+            raise
+        pytest.skip(f"{kernel} does not support this layer here")
+    return reference, other
+
+
+def check_gradients(reference, other, tokens, **kwargs) -> None:
+    """Of every parameter, to within 1e-5 of its size."""
+    expected = gradients(reference, tokens, **kwargs)
+    for name, gradient in gradients(other, tokens, **kwargs).items():
+        off = (gradient - expected[name]).norm() / expected[name].norm()
+        assert off <= 1e-5, f"{name}: {off}"
+
+
+DOCUMENTS = {
+    "one document": None,
+    "packed": documents_of([5, 1, 9, 5]).repeat(2, 1),
+    "packed otherwise": torch.cat([documents_of([20]), documents_of([1, 1, 11, 7])]),
+    "padded": torch.tensor([[0] * 20, [0] * 13 + [-1] * 7]),
+}
+
+
+@pytest.mark.parametrize("documents", DOCUMENTS.values(), ids=DOCUMENTS)
+@pytest.mark.parametrize("attention", singles("attention"), ids=label)
+@pytest.mark.parametrize("pattern", nodes("pattern"), ids=label)
+@pytest.mark.parametrize("kernel", OTHERS)
+def test_forward_and_backward_agree_with_the_reference(kernel, pattern, attention, documents):
+    reference, other = pair(kernel, pattern=pattern, attention=attention)
+    tokens = random_tokens(2, 20)
+    kwargs = {"documents": documents}
+    torch.testing.assert_close(other(tokens, **kwargs), reference(tokens, **kwargs), rtol=0, atol=1e-5)
+    check_gradients(reference, other, tokens, **kwargs)
+
+
+@pytest.mark.parametrize("row", models(), ids=labels)
+@pytest.mark.parametrize("kernel", OTHERS)
+def test_kernels_agree_in_every_model(kernel, row):
+    reference, other = pair(kernel, **row)
+    tokens, documents = random_tokens(2, 20), DOCUMENTS["packed"]
+    check_gradients(reference, other, tokens, documents=documents)
+
+
+@pytest.mark.parametrize("row", models(), ids=labels)
+@pytest.mark.parametrize("kernel", OTHERS)
+@torch.no_grad()
+def test_kernels_agree_with_a_cache(kernel, row):
+    reference, other = pair(kernel, **row)
+    caches = [model.new_cache(2, 32) for model in (reference, other)]
+    lengths = [[9, 4], [3, 5], [1, 1], [1, 0], [6, 8], [1, 1], [1, 1]]
+    for step, counts in enumerate(lengths):
+        tokens = random_tokens(2, max(counts), seed=step)
+        real = torch.arange(max(counts)) < torch.tensor(counts).unsqueeze(1)
+        documents = None if real.all() else torch.where(real, 0, -1)
+        expected, found = (
+            model(tokens, documents=documents, cache=cache)
+            for model, cache in zip((reference, other), caches, strict=True)
+        )
+        torch.testing.assert_close(found[real], expected[real], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_kernel_named_is_the_one_that_computes(kernel, monkeypatch):
+    called = []
+    for name, kind in KERNELS.items():
+
+        def spy(self, *args, name=name, compute=kind.__call__):
+            called.append(name)
+            return compute(self, *args)
+
+        monkeypatch.setattr(kind, "__call__", spy)
+    build(kernel=kernel, depth=3)(random_tokens(1, 4))
+    assert called == [kernel] * 3
+
+
+@pytest.mark.parametrize("documents", [None, documents_of([3, 1, 5])], ids=["whole", "packed"])
+@pytest.mark.parametrize("name", PATTERNS.names())
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_the_reference_is_a_double_loop(kv_heads, name, documents):
+    pattern, heads, width, length = PATTERNS.build(small("pattern", name)), 4, 6, 9
+    q, k, v = (torch.randn(2, length, h, width, dtype=torch.float64) for h in (heads, kv_heads, kv_heads))
+    document = torch.zeros(length, dtype=torch.int64) if documents is None else documents[0]
+    start = [document.tolist().index(d) for d in document.tolist()]
+    index = (torch.arange(length) - torch.tensor(start)).unsqueeze(0)
+    layout = Layout(index, index, document.unsqueeze(0), document.unsqueeze(0))
+    kernel = Reference()
+    found = kernel(q, k, v, kernel.prepare(pattern, layout, torch.float64))
+
+    for b in range(2):
+        for h in range(heads):
+            shared = h // (heads // kv_heads)
+            for i in range(length):
+                seen = [
+                    j
+                    for j in range(i + 1)
+                    if document[i] == document[j] and bool(pattern.allowed(index[0, i], index[0, j]))
+                ]
+                scores = [math.exp(float(q[b, i, h] @ k[b, j, shared]) / math.sqrt(width)) for j in seen]
+                total = sum(scores)
+                expected = sum(s / total * v[b, j, shared] for s, j in zip(scores, seen, strict=True))
+                torch.testing.assert_close(found[b, i, h], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_multi_head_attention_is_torchs(kernel):
+    """Forward and backward, weights copied into torch.nn.MultiheadAttention."""
+    ours = stirred(ATTENTIONS.build({"name": "mha"}, 32, 4, True))
+    theirs = torch.nn.MultiheadAttention(32, 4, batch_first=True)
+    with torch.no_grad():
+        parts = (ours.query, ours.key, ours.value)
+        theirs.in_proj_weight.copy_(torch.cat([p.weight for p in parts]))
+        theirs.in_proj_bias.copy_(torch.cat([p.bias for p in parts]))
+        theirs.out_proj.load_state_dict(ours.out.state_dict())
+    pattern, index = PATTERNS.build(small("pattern", "local")), torch.arange(12).unsqueeze(0)
+    layout = Layout(index, index, square=True)
+    compute = KERNELS[kernel]()
+    context = ForwardContext(0, Position(), None, compute, compute.prepare(pattern, layout, torch.float32), None)
+    x = torch.randn(2, 12, 32, requires_grad=True)
+    expected, _ = theirs(x, x, x, attn_mask=~dense_mask(pattern, layout)[0, 0], need_weights=False)
+    found = ours(x, context)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    direction = torch.randn_like(found)
+    (gradient,) = torch.autograd.grad((found * direction).sum(), x)
+    (expected_gradient,) = torch.autograd.grad((expected * direction).sum(), x)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-5)
