@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ablate.errors import AblateError
+from ablate.model.linear import Linear, joint_linear
 from ablate.model.registry import Axis
 
 ATTENTIONS = Axis("model.attention")
@@ -25,16 +26,15 @@ class Attention(nn.Module):
                 f"choose one of {', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)}"
             )
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim or dim // heads
-        self.query = nn.Linear(dim, heads * self.head_dim, bias=bias)
-        self.key = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
-        self.value = nn.Linear(dim, kv_heads * self.head_dim, bias=bias)
-        self.out = nn.Linear(heads * self.head_dim, dim, bias=bias)
+        self.query = Linear(dim, heads * self.head_dim, bias=bias)
+        self.key = Linear(dim, kv_heads * self.head_dim, bias=bias)
+        self.value = Linear(dim, kv_heads * self.head_dim, bias=bias)
+        self.out = Linear(heads * self.head_dim, dim, bias=bias)
 
     def forward(self, x: Tensor, context) -> Tensor:
         """`x`: `[B, T, D]`; `context`: the forward context (masks, rotations, cache) at this layer."""
-        query = self.query(x).unflatten(-1, (self.heads, self.head_dim))
-        key = self.key(x).unflatten(-1, (self.kv_heads, self.head_dim))
-        value = self.value(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        projected = joint_linear(x, [self.query, self.key, self.value])
+        query, key, value = (t.unflatten(-1, (-1, self.head_dim)) for t in projected)
         return self.out(context.attend(query, key, value).flatten(-2))
 
 

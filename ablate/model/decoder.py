@@ -56,7 +56,7 @@ class Decoder(nn.Module):
         self.config = config
         specs = config.layers()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self._assemble(config, specs)
         initialise(self, config.dim, config.depth, seed)
 
@@ -75,7 +75,8 @@ class Decoder(nn.Module):
                 return AXES["norm"].build(spec["norm"], config.dim)
 
             self.blocks.append(AXES["placement"].build(spec["placement"], attention, ffn, norm))
-            kind = f"{spec['position']} {attention.head_dim}"
+            absolute = AXES["position"].component(spec["position"]["name"]).absolute
+            kind = f"{spec['position']} {None if absolute else attention.head_dim}"
             if kind not in known:
                 known[kind] = len(self.positions)
                 self.positions.append(

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablate.errors import AblateError
+from ablate.model.linear import Linear
 from ablate.model.registry import Axis
 
 FFNS = Axis("model.ffn")
@@ -25,8 +26,8 @@ class Dense(FeedForward):
     def __init__(self, dim: int, bias: bool, hidden: int | None):
         super().__init__()
         hidden = _width(hidden, 4 * dim)
-        self.up = nn.Linear(dim, hidden, bias=bias)
-        self.out = nn.Linear(hidden, dim, bias=bias)
+        self.up = Linear(dim, hidden, bias=bias)
+        self.out = Linear(hidden, dim, bias=bias)
 
     def activation(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -69,9 +70,9 @@ class SwiGLU(FeedForward):
     def __init__(self, dim: int, bias: bool, *, hidden: int | None = None):
         super().__init__()
         hidden = _width(hidden, 16 * math.ceil(8 * dim / 48))
-        self.gate = nn.Linear(dim, hidden, bias=bias)
-        self.up = nn.Linear(dim, hidden, bias=bias)
-        self.out = nn.Linear(hidden, dim, bias=bias)
+        self.gate = Linear(dim, hidden, bias=bias)
+        self.up = Linear(dim, hidden, bias=bias)
+        self.out = Linear(hidden, dim, bias=bias)
 
     def forward(self, x: Tensor, context) -> Tensor:
         return self.out(F.silu(self.gate(x)) * self.up(x))

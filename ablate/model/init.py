@@ -16,9 +16,13 @@ def initialise(model: nn.Module, dim: int, depth: int, seed: int) -> None:
     1 / sqrt(2 depth), so that its variance does not grow with depth (GPT-2, Radford et al. 2019).
     """
     std = (2 / (5 * dim)) ** 0.5
+    done = set()
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Embedding) or module.weight.is_meta:
             continue
+        if id(module.weight) in done:
+            continue
+        done.add(id(module.weight))
         scale = (2 * depth) ** -0.5 if name.rsplit(".", 1)[-1] == "out" else 1.0
         key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))

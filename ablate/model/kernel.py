@@ -24,7 +24,7 @@ class Reference:
         groups = q.shape[2] // k.shape[2]
         k, v = (t.repeat_interleave(groups, dim=2).transpose(1, 2) for t in (k, v))
         scores = q.transpose(1, 2) @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        weights = scores.float().masked_fill(~mask, float("-inf")).softmax(-1)
+        weights = scores.float().masked_fill(~mask, torch.finfo(torch.float32).min).softmax(-1)
         return (weights.to(v.dtype) @ v).transpose(1, 2)
 
 

@@ -32,26 +32,30 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        scored = targets != IGNORE
+        scored = (targets != IGNORE).unsqueeze(1)
         share = 1.0 / scored.sum().clamp(min=1).float()
         total = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-        safe = targets.where(scored, 0).unsqueeze(1)
+        safe = targets.unsqueeze(1).where(scored, 0)
+        # What is not scored is silenced where it is small, in hidden `[N, D]`, not in the logits `[N, V]`.
+        silenced = hidden * scored
+        minus_one = torch.full((_CHUNK, 1), -1.0, device=hidden.device)
         for start in range(0, hidden.shape[0], _CHUNK):
             part = slice(start, start + _CHUNK)
-            h, target = hidden[part], safe[part]
-            logits = (h @ weight.t()).float()
-            log_total = logits.logsumexp(1, keepdim=True)
-            per_target = scored[part].unsqueeze(1) * share
-            total += ((log_total - logits.gather(1, target)) * per_target).sum()
-            grad = logits.sub_(log_total).exp_().mul_(per_target)  # softmax ...
-            grad.scatter_add_(1, target, -per_target)  # ... minus one-hot
+            target = safe[part]
+            log_p = (hidden[part] @ weight.t()).float().log_softmax(1)
+            total -= (log_p.gather(1, target) * scored[part]).sum()
+            grad = log_p.exp_().scatter_add_(1, target, minus_one[: len(target)])  # softmax minus one-hot
             grad = grad.to(hidden.dtype)
             torch.mm(grad, weight, out=grad_hidden[part])
-            grad_weight += grad.t() @ h
-        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
-        return total
+            if grad.dtype == torch.float32:
+                grad_weight.addmm_(grad.t(), silenced[part])
+            else:
+                grad_weight += grad.t() @ silenced[part]
+        grad_hidden.mul_(scored * share)
+        ctx.save_for_backward(grad_hidden, grad_weight.mul_(share).to(weight.dtype))
+        return total * share
 
     @staticmethod
     def backward(ctx, grad: Tensor):

@@ -44,19 +44,22 @@ class _EagerRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         y = (x * scale).mul_(weight)
         ctx.save_for_backward(x, weight, scale)
-        return y.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else y
+        return y.to(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):
         x, weight, scale = ctx.saved_tensors
-        unit = x * scale
-        by_unit = grad * unit
-        grad_weight = by_unit.flatten(0, -2).sum(0)
-        # d x = scale * (grad * weight - unit * mean(grad * weight * unit))
-        mean = torch.matmul(by_unit, (weight / x.shape[-1]).unsqueeze(-1))
-        grad_x = (grad * weight).addcmul_(unit, mean, value=-1).mul_(scale)
-        return grad_x, grad_weight, None
+        x, weight = x.to(scale.dtype), weight.to(scale.dtype)
+        # d weight = sum over tokens of grad * x * scale
+        # d x = scale * grad * weight - x * scale^3 * mean(grad * weight * x)
+        grad_x = (grad * weight).mul_(scale)
+        by_x = grad * x
+        grad_weight = (scale.flatten().unsqueeze(0) @ by_x.flatten(0, -2)).squeeze(0)
+        mean = (by_x @ weight).unsqueeze(-1).div_(x.shape[-1])
+        return grad_x.addcmul_(x, mean.mul_(scale**3), value=-1), grad_weight, None

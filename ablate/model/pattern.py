@@ -17,7 +17,6 @@ from ablate.model.registry import Axis
 PATTERNS = Axis("model.pattern")
 
 
-@dataclass(frozen=True)
 class Pattern:
     """The contract: `allowed`, elementwise on integer tensors that broadcast, always for key <= query.
 

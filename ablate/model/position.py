@@ -67,11 +67,11 @@ class Sinusoidal(Position):
         if dim % 2:
             raise AblateError(f"model.dim={dim}: sinusoidal positions need an even width")
         self.scale = dim**0.5
-        self.register_buffer("frequency", _frequencies(dim, theta), persistent=False)
+        self.width, self.theta = dim, theta
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
-        angle = positions.unsqueeze(-1) * self.frequency
-        return x * self.scale + torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
+        angle = positions.unsqueeze(-1) * _frequencies(self.width, self.theta, positions.device)
+        return x * self.scale + torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2).to(x.dtype)
 
 
 @POSITIONS.register("rope")
@@ -82,11 +82,11 @@ class Rotary(Position):
         super().__init__()
         if head_dim % 2:
             raise AblateError(f"model.attention.head_dim={head_dim}: rotary positions need an even head width")
-        self.register_buffer("frequency", _frequencies(head_dim, theta), persistent=False)
+        self.width, self.theta = head_dim, theta
 
     def rotation(self, positions: Tensor) -> Tensor:
         """`[B, T] -> [B, T, 1, head_dim / 2, 2]`: cosine and sine of each angle, fp32."""
-        angle = positions.unsqueeze(-1) * self.frequency
+        angle = positions.unsqueeze(-1) * _frequencies(self.width, self.theta, positions.device)
         return torch.stack((angle.cos(), angle.sin()), dim=-1).unsqueeze(2)
 
     def rotate(self, x: Tensor, rotation: Tensor) -> Tensor:
@@ -99,6 +99,6 @@ class Rotary(Position):
         return rotated.flatten(-2).to(x.dtype)
 
 
-def _frequencies(width: int, theta: float) -> Tensor:
+def _frequencies(width: int, theta: float, device: torch.device) -> Tensor:
     """theta^(-2i/width) for i in 0 .. width/2 - 1, fp32."""
-    return theta ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
+    return theta ** (-torch.arange(0, width, 2, dtype=torch.float32, device=device) / width)

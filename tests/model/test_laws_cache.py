@@ -119,6 +119,33 @@ def test_a_cache_longer_than_the_text_changes_nothing(pattern):
     torch.testing.assert_close(longer, model(tokens), **TOLERANCE)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("pattern", nodes("pattern"), ids=label)
+def test_padding_has_no_nans(pattern, kernel):
+    """Its logits mean nothing, but a sampler that draws for every row must not fail on them."""
+    model, tokens = build(pattern=pattern, kernel=kernel), random_tokens(2, 24)
+    cache = model.new_cache(2, 24)
+    for counts in ([3, 0], [1, 0], [9, 0], [1, 0], [1, 0], [2, 2], [0, 1], [1, 1]):
+        width = max(counts)
+        documents = torch.where(torch.arange(width) < torch.tensor(counts).unsqueeze(1), 0, -1)
+        logits = model(tokens[:, :width], documents=documents if documents.min() < 0 else None, cache=cache)
+        assert logits.isfinite().all(), counts
+
+
+@pytest.mark.parametrize("pattern", nodes("pattern"), ids=label)
+def test_no_slot_is_written_twice_in_a_pass(pattern, monkeypatch):
+    """Which of two writes to one place stays is undefined on an accelerator. The last place is the spare."""
+    write, passes = torch.Tensor.index_copy_, []
+
+    def spy(buffer, dim, index, source):
+        passes.append(index[index != len(buffer) - 1].tolist())
+        return write(buffer, dim, index, source)
+
+    monkeypatch.setattr(torch.Tensor, "index_copy_", spy)
+    in_chunks(build(pattern=pattern), random_tokens(2, CONTEXT), [3, 20, 1, 8])
+    assert passes and all(len(set(slots)) == len(slots) for slots in passes)
+
+
 @pytest.mark.parametrize("name", POSITIONS.names())
 def test_given_positions_are_read_with_a_cache_too(name):
     model, tokens = build(position=name), random_tokens(1, 8)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch import nn
-from zoo import build, documents_of, gradients, label, nodes, random_tokens, singles, small, twin
+from zoo import build, documents_of, gradients, label, labels, models, nodes, random_tokens, singles, small, twin
 
 from ablate.model.attention import ATTENTIONS
+from ablate.model.block import PLACEMENTS
 from ablate.model.config import AXES
+from ablate.model.feedforward import FFNS
 from ablate.model.norm import NORMS
 from ablate.model.position import POSITIONS, Position
 
@@ -245,6 +247,38 @@ def test_second_derivatives_of_norms_are_right_or_refused(name):
     torch.testing.assert_close(torch.zeros(6) if found is None else found, numeric, rtol=1e-2, atol=1e-2)
 
 
+# --- placements and activations, as their papers write them ----------------------------------------------
+
+PLACED = {
+    "pre": lambda x, n1, n2, attention, ffn: (h := x + attention(n1(x))) + ffn(n2(h)),
+    "post": lambda x, n1, n2, attention, ffn: n2((h := n1(x + attention(x))) + ffn(h)),
+}
+ACTIVATED = {
+    "relu": lambda up: up.clamp(min=0),
+    "gelu": lambda up: up * (1 + torch.erf(up / 2**0.5)) / 2,
+    "swiglu": lambda gate, up: gate / (1 + torch.exp(-gate)) * up,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in PLACEMENTS.names() if name in PLACED])
+def test_a_placement_is_its_definition(name):
+    block = build(placement=name, norm="layernorm").blocks[0]
+    mix = torch.randn(32, 32)
+    block.attention.forward = lambda x, context: (x @ mix).sin()
+    x = torch.randn(2, 5, 32)
+    expected = PLACED[name](
+        x, block.attention_norm, block.ffn_norm, lambda x: (x @ mix).sin(), lambda x: block.ffn(x, None)
+    )
+    torch.testing.assert_close(block(x, None), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in FFNS.names() if name in ACTIVATED])
+def test_a_feed_forward_is_its_definition(name):
+    ffn, x = build(ffn=name, bias=True).blocks[0].ffn, torch.randn(2, 5, 32)
+    inner = [getattr(ffn, part)(x) for part in ("gate", "up") if hasattr(ffn, part)]
+    torch.testing.assert_close(ffn(x, None), ffn.out(ACTIVATED[name](*inner)), rtol=0, atol=1e-5)
+
+
 # --- precision -------------------------------------------------------------------------------------------
 
 PLAIN = {"norm": "layernorm", "position": "learned"}  # so that a part is answerable for itself alone
@@ -280,9 +314,9 @@ def test_a_model_in_bf16_has_nearly_the_logits_of_fp32(part):
     assert (cached.float() - expected).norm() < 0.05 * expected.norm()
 
 
-@pytest.mark.parametrize("part", PARTS, ids=part_label)
-def test_a_model_under_autocast_has_nearly_the_logits_and_gradients_of_fp32(part):
-    model, tokens, documents = build(**{**PLAIN, **part}), random_tokens(2, 16), documents_of([5, 11], batch=2)
+@pytest.mark.parametrize("row", models(), ids=labels)
+def test_a_model_under_autocast_has_nearly_the_logits_and_gradients_of_fp32(row):
+    model, tokens, documents = build(**row), random_tokens(2, 16), documents_of([5, 11], batch=2)
     expected = model(tokens, documents=documents), gradients(model, tokens, documents=documents)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = model(tokens, documents=documents)

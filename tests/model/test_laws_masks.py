@@ -174,6 +174,7 @@ def test_given_positions_are_read(name):
 
 # --- law 7 ---------------------------------------------------------------------------------------------
 
+PAIRS_OF_64 = {"full": 2080, "local": 484, "strided": 708, "fixed": 512}
 COUNTED = [1, 2, 3, 4, 5, 6, 9, 16, 31]
 
 
@@ -182,6 +183,13 @@ def test_a_pattern_is_its_definition(name):
     node = PATTERNS.check(small("pattern", name))
     table = visible(PATTERNS.build(node), 33)
     assert table == [[j <= i and bool(DEFINITIONS[name](node, i, j)) for j in range(33)] for i in range(33)]
+
+
+@pytest.mark.parametrize("name", [name for name in PATTERNS.names() if name in PAIRS_OF_64])
+def test_patterns_of_eight_on_64_tokens_have_their_known_pairs(name):
+    eight = {"window": 8, "stride": 8, "block": 8, "summary": 1}
+    node = {"name": name, **{key: value for key, value in eight.items() if key in PATTERNS.options(name)}}
+    assert PATTERNS.build(node).pairs(64) == PAIRS_OF_64[name]
 
 
 @pytest.mark.parametrize("length", COUNTED)

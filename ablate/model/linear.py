@@ -1,0 +1,61 @@
+"""Linear maps, in the form that is quickest to train."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def joint_linear(x: Tensor, maps: list[nn.Linear]) -> list[Tensor]:
+    """Several linear maps of the same `x`, `[..., D] -> [..., width]` each.
+
+    With many tokens they are one matrix product: joining the weights costs less than it saves.
+    """
+    if x.shape[:-1].numel() < x.shape[-1] or len({m.bias is None for m in maps}) > 1:
+        return [m(x) for m in maps]
+    weight = torch.cat([m.weight for m in maps])
+    bias = None if maps[0].bias is None else torch.cat([m.bias for m in maps])
+    return list(linear(x, weight, bias).split([m.out_features for m in maps], dim=-1))
+
+
+class Linear(nn.Linear):
+    """torch's, except that it trains in fp32 on a CPU by oneDNN."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x `[..., D]`, weight `[E, D]`, bias `[E]` -> `[..., E]`."""
+    by_onednn = (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and weight.requires_grad
+        and torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+    return _OneDNNLinear.apply(x, weight, bias) if by_onednn else F.linear(x, weight, bias)
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    """The product and the gradient of `x` by oneDNN, 1.4 times as fast as the BLAS behind F.linear on an
+    AMD Zen 4; the gradient of the weight by BLAS, which is the faster one there."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.ops.mkldnn._linear_pointwise(grad, weight.t(), None, "none", [], "")
+        flat = grad.flatten(0, -2)
+        if ctx.needs_input_grad[1]:
+            grad_weight = flat.t() @ x.flatten(0, -2)
+        if ctx.needs_input_grad[2]:
+            grad_bias = flat.sum(0)
+        return grad_x, grad_weight, grad_bias
