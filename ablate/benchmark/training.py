@@ -93,7 +93,8 @@ def ours(setting: Setting, precision: str, compile: bool) -> Contestant:
                 limit_val_batches=0,
                 default_root_dir=place,
             )
-            trainer.fit(module, DataLoader(_Endless(setting.batch), batch_size=None))
+            batches = DataLoader(_Endless(setting.batch), batch_size=None)
+            trainer.fit(module, batches, val_dataloaders=batches)
         return stopwatch.seconds()
 
     return Contestant("ablate", precision, compile, run)

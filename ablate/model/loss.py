@@ -14,9 +14,19 @@ def next_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     The gradient is computed with the loss, chunk by chunk, so that the `[B T, V]` logits are
     neither kept nor read again (Hsu et al. 2024, Liger Kernel).
     """
-    dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
-    hidden, weight = (t if dtype is None else t.to(dtype) for t in (hidden, weight))
-    return _ChunkedCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten())
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    hidden, weight, targets = hidden.flatten(0, 1).to(dtype), weight.to(dtype), targets.flatten()
+    if torch.compiler.is_compiling() and dtype != torch.float32:
+        # In low precision the passes over the logits cost more than their products, and the compiler fuses those.
+        total = F.cross_entropy((hidden @ weight.t()).float(), targets, ignore_index=IGNORE, reduction="sum")
+        return total / (targets != IGNORE).sum().clamp(min=1)
+    return _chunked(hidden, weight, targets)
+
+
+@torch.compiler.disable
+def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return _ChunkedCrossEntropy.apply(hidden, weight, targets)
 
 
 @torch.no_grad()

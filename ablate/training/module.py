@@ -32,11 +32,14 @@ class LanguageModel(LightningModule):
         self.decoder = decoder
         self._optimizer, self._schedule, self._val_bytes = optimizer, schedule, val_bytes
         # The compiled function stands beside the module: its parameters keep their names.
-        self._train_hidden = torch.compile(decoder.hidden) if compile else decoder.hidden
+        self._train_loss = torch.compile(self._loss) if compile else self._loss
+
+    def _loss(self, batch: Batch) -> Tensor:
+        hidden = self.decoder.hidden(batch["tokens"], batch["positions"], batch.get("documents"))
+        return next_token_loss(hidden, self.decoder.head.weight, batch["targets"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        hidden = self._train_hidden(batch["tokens"], batch["positions"], batch.get("documents"))
-        loss = next_token_loss(hidden, self.decoder.head.weight, batch["targets"])
+        loss = self._train_loss(batch)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/lr", self.lr_schedulers().get_last_lr()[0])
         return loss
