@@ -1,14 +1,14 @@
 """Hydra's part in building a model: presets and overrides become plain data."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from ablate.model.config import DecoderConfig, load_plugins
-from ablate.model.decoder import Decoder
+if TYPE_CHECKING:
+    from ablate.model.decoder import Decoder
 
 
 def config_dir() -> str:
@@ -34,7 +34,7 @@ def plain(node: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
 
 
-def build(preset: str = "gqa_rope", overrides: list[str] | None = None, seed: int = 0) -> Decoder:
+def build(preset: str = "gqa_rope", overrides: list[str] | None = None, seed: int = 0) -> "Decoder":
     """The decoder that `model=PRESET` and the overrides describe, in fp32 on the CPU.
 
         model = build("gqa_rope", overrides=["model/norm=layernorm", "model.depth=2"])
@@ -42,6 +42,9 @@ def build(preset: str = "gqa_rope", overrides: list[str] | None = None, seed: in
     Raises:
         AblateError: a combination that cannot be built. Hydra's own errors: what does not compose.
     """
+    from ablate.model.config import DecoderConfig, load_plugins  # torch takes seconds to import: not for --help
+    from ablate.model.decoder import Decoder
+
     config = compose_config("build", [f"model={preset}", *(overrides or [])])
     load_plugins(plain(config.plugins))
     return Decoder(DecoderConfig.from_dict(plain(config.model)), seed)
