@@ -7,6 +7,7 @@ import torch
 
 from ablate.benchmark.training import Contestant, Setting
 from ablate.errors import AblateError
+from ablate.model.decoder import Decoder
 
 
 def transformers_llama(setting: Setting, precision: str, masked: bool) -> Contestant:
@@ -54,17 +55,20 @@ def _llama(setting: Setting) -> torch.nn.Module:
     config = setting.config
     layer = config.layers()[0]
     names = [layer[axis]["name"] for axis in ("norm", "placement", "position", "pattern", "ffn")]
-    if names != ["rmsnorm", "pre", "rope", "full", "swiglu"] or layer["ffn"]["hidden"] is None:
-        raise AblateError("peers=true compares with Llama: use model=llama3 and set model.ffn.hidden")
+    if names != ["rmsnorm", "pre", "rope", "full", "swiglu"] or config.bias:
+        raise AblateError("peers=true compares with Llama: use model=llama3")
+    with torch.device("meta"):
+        block = Decoder(config).blocks[0]
     torch.manual_seed(setting.seed)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.dim,
-            intermediate_size=layer["ffn"]["hidden"],
+            intermediate_size=block.ffn.gate.out_features,
             num_hidden_layers=config.depth,
             num_attention_heads=config.heads,
-            num_key_value_heads=layer["attention"].get("kv_heads", config.heads),
+            num_key_value_heads=block.attention.kv_heads,
+            head_dim=block.attention.head_dim,
             max_position_embeddings=config.context,
             rope_theta=layer["position"]["theta"],
             rms_norm_eps=layer["norm"]["eps"],

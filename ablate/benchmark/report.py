@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from ablate.benchmark.peers import transformers_llama
@@ -18,6 +17,7 @@ from ablate.run import write_json
 from ablate.training.folder import provenance
 from ablate.training.hardware import resolve_accelerator
 from ablate.training.lightning import quiet
+from ablate.training.terminal import console
 
 
 def run_training(config: DictConfig, out: Path) -> None:
@@ -38,10 +38,10 @@ def run_training(config: DictConfig, out: Path) -> None:
     contestants = [ours(setting, p, c) for p in config.precisions for c in config.compile]
     if config.peers:
         contestants += [transformers_llama(setting, p, masked) for p in config.precisions for masked in (False, True)]
-    console = Console()
-    rows = compare(contestants, config.rounds, console.print)
+    terminal = console()
+    rows = compare(contestants, config.rounds, terminal.print)
     add_rates(rows, setting)
-    console.print(_table(rows))
+    terminal.print(_table(rows))
     out.mkdir(parents=True, exist_ok=True)
     write_json(
         out / "training.json",
@@ -56,7 +56,7 @@ def run_training(config: DictConfig, out: Path) -> None:
             **provenance(),
         },
     )
-    console.print(f"written to {out / 'training.json'}")
+    terminal.print(f"written to {out / 'training.json'}")
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -134,12 +134,12 @@ class _Job:
         config, parts, trainer = self.config, self.parts, self.trainer
         module = LanguageModel(parts.decoder, parts.optimizer, parts.schedule, self.prepared.val.bytes, config.compile)
         data = PackedData(self.prepared, parts.data.batch_size, config.seed, parts.data.workers)
-        for logger in trainer.loggers:
-            logger.log_hyperparams({**plain(config), "budget": parts.budget.to_dict()})
-            if isinstance(logger, Curves) and self.checkpoint is not None:
-                logger.resume_from(int(self.checkpoint.stem.removeprefix("step=")))
         self.start, status = time.perf_counter(), "failed"
         try:
+            for logger in trainer.loggers:
+                logger.log_hyperparams({**plain(config), "budget": parts.budget.to_dict()})
+                if isinstance(logger, Curves) and self.checkpoint is not None:
+                    logger.resume_from(int(self.checkpoint.stem.removeprefix("step=")))
             trainer.fit(module, data, ckpt_path=self.checkpoint, weights_only=True)
             if "val/loss" not in trainer.callback_metrics:  # resumed at the last step
                 trainer.validate(module, data, verbose=False)

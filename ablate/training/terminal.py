@@ -16,12 +16,12 @@ from ablate.training.parts import Parts
 
 def show_plan(parts: Parts, prepared: Prepared, config: DictConfig) -> None:
     """The layer table, the budget, the corpus, and where the run goes."""
-    console = _console()
-    console.print(_layer_table(parts.decoder))
+    out = console()
+    out.print(_layer_table(parts.decoder))
     cost, data, report = parts.budget, parts.data, prepared.report()
     tokens_a_step = data.batch_size * data.context * config.trainer.accumulate_grad_batches
     _lines(
-        console,
+        out,
         {
             "parameters": f"{_short(cost.total)} ({_short(cost.non_embedding)} without embeddings)",
             "forward": f"{_short(cost.flops_per_token)}FLOP a token",
@@ -38,15 +38,15 @@ def show_plan(parts: Parts, prepared: Prepared, config: DictConfig) -> None:
 
 def show_results(summary: dict[str, Any], path: Path) -> None:
     """Final metrics, a sample, and the speed of training and generating."""
-    console = _console()
+    out = console()
     metrics, speed = summary["metrics"], summary["speed"]
     generation = speed["generation"]
     sample = summary["sample"]
-    console.print("\n" + sample["prompt"] + sample["text"], markup=False, highlight=False, style="dim")
-    console.print()
+    out.print("\n" + sample["prompt"] + sample["text"], markup=False, highlight=False, style="dim")
+    out.print()
     rate = speed["train_tokens_per_s"]
     _lines(
-        console,
+        out,
         {
             "val/loss": f"{metrics['val/loss']:.4f} nats a token",
             "val/bpb": f"{metrics['val/bpb']:.4f} bits a byte",
@@ -78,10 +78,10 @@ def _component(spec: dict[str, Any]) -> str:
     return f"{spec['name']} {options}".strip()
 
 
-def _lines(console: Console, lines: dict[str, str]) -> None:
+def _lines(out: Console, lines: dict[str, str]) -> None:
     for name, text in lines.items():
-        console.print(f"[bold]{name:<12}[/bold]", end="")
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        out.print(f"[bold]{name:<12}[/bold]", end="")
+        out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _short(number: float) -> str:
@@ -92,6 +92,7 @@ def _short(number: float) -> str:
     return f"{number:g}"
 
 
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
+def console() -> Console:
+    """rich's console; where there is no terminal, wide enough for our tables."""
+    found = Console()
+    return found if found.is_terminal else Console(width=140)
