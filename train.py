@@ -15,7 +15,8 @@ def main(config: DictConfig) -> float:
     multirun = hydra.mode == RunMode.MULTIRUN
     return train(
         config,
-        list(hydra.overrides.task),
+        # The search path too: without it a resumed run would not find the user's own groups.
+        [*hydra.overrides.task, *(o for o in hydra.overrides.hydra if "hydra.searchpath" in o)],
         job=hydra.job.num if multirun else None,
         sweep_dir=hydra.sweep.dir if multirun else None,
     )

@@ -1,13 +1,15 @@
 """What the entry points share: Hydra's main, and mistakes told in one line."""
 
+import contextlib
 import difflib
 import os
 import re
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 import hydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -30,7 +32,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], 
             trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise, not print and exit
             try:
-                command()
+                with contextlib.redirect_stderr(_WithoutHydrasLine(sys.stderr)):
+                    command()
             except (AblateError, HydraException, OmegaConfBaseException) as error:
                 if trace:
                     raise
@@ -42,11 +45,26 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], 
     return decorate
 
 
+class _WithoutHydrasLine:
+    """stderr, less the line with which Hydra introduces the exception of a job: ours says it all."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if text.startswith("Error executing job with overrides:") else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
 def one_line(error: BaseException) -> str:
     """The key, what is wrong with it and the remedy."""
     cause = error.__cause__
     if isinstance(error, HydraException) and isinstance(cause, AblateError):
         return str(cause)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read; quote what holds = , [ ] {{ }} ( ) or spaces: \"key='value'\""
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: needs a value; set {error.full_key}=..."
     text = str(error)
@@ -61,9 +79,9 @@ def one_line(error: BaseException) -> str:
 
 
 def _unknown_key(key: str, cause: BaseException | None, text: str) -> str:
-    if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
+    if "/" not in key and isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
         return f"{key}: no such key{did_you_mean(cause.key, map(str, cause.parent_node))}"
-    if "No match in the defaults list" in text:
+    if "/" in key or "No match in the defaults list" in text:
         groups = [os.path.relpath(root, config_dir()) for root, _, _ in os.walk(config_dir())][1:]
         nearest = difflib.get_close_matches(key, groups, n=1, cutoff=0.5)
         return f"{key}: no such config group" + (f"; did you mean '{nearest[0]}'?" if nearest else "")

@@ -54,6 +54,8 @@ class FinalValidation(Callback):
     """The last step is validated, and so checkpointed, whatever the interval."""
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch, batch_idx: int) -> None:
+        # Lightning counts one step too few after a checkpoint of a validation that val_check_interval did not ask for.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         batches = trainer.fit_loop.total_batch_idx + 1
         if batches == trainer.max_steps * trainer.accumulate_grad_batches:
             trainer.val_check_batch = batches

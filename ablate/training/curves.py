@@ -46,6 +46,10 @@ class Curves(Logger):
         if any(key.startswith("val/") for key in metrics):
             self.save()
 
+    def last(self) -> dict[str, float]:
+        """The last value of every curve."""
+        return {key: value for _, row in sorted(self._rows.items()) for key, value in row.items()}
+
     def save(self) -> None:
         if not self._rows:
             return

@@ -58,17 +58,20 @@ def _unique(path: Path) -> Path:
 
 
 def slug(overrides: list[str]) -> str:
-    """The overrides of a run as part of a folder's name: `norm=layernorm,seed=1`."""
+    """The overrides of a run as part of a folder's name: `norm-layernorm_seed-1`.
+
+    Only characters that Hydra takes unquoted, so that `resume=` and `run=` take the path as it stands.
+    """
     kept = [o.lstrip("+~") for o in overrides if not o.lstrip("+~").startswith(_NOT_PART_OF_A_RUN)]
-    text = ",".join(re.sub(r"^(model|trainer|data)[./]", "", o) for o in kept)
-    return re.sub(r"[^A-Za-z0-9=,._+-]+", "-", text)[:80].strip("-")
+    text = "_".join(re.sub(r"^(model|trainer|data)[./]", "", o) for o in kept)
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text)[:80].strip("-_.")
 
 
 def resumed(resume: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
     """The configuration of the run in `resume`, composed again from its overrides and these ones.
 
-    What a run folder says is composed against the present conf/, so that nothing in the folder can
-    name code to run.
+    Only its overrides are taken from the folder, and none that names a class or function to call;
+    plugins and search paths among them are the user's own, and are used again.
 
     Raises:
         AblateError: no run there, or an override of what a resumed run keeps (its model, data, optimiser, seed).

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig
 
 from ablate.compose import plain
@@ -134,6 +134,7 @@ class _Job:
         config, parts, trainer = self.config, self.parts, self.trainer
         module = LanguageModel(parts.decoder, parts.optimizer, parts.schedule, self.prepared.val.bytes, config.compile)
         data = PackedData(self.prepared, parts.data.batch_size, config.seed, parts.data.workers)
+        seed_everything(config.seed % 2**32, verbose=False)  # parts that draw while training; resuming restores them
         self.start, status = time.perf_counter(), "failed"
         try:
             for logger in trainer.loggers:
@@ -161,7 +162,7 @@ class _Job:
 
     def _finish(self) -> None:
         """Final metrics, the model's files, a sample, and what generating costs."""
-        config, decoder, trainer = self.config, self.parts.decoder, self.trainer
+        config, decoder = self.config, self.parts.decoder
         save_model(self.path / "model", decoder, self.prepared.tokenizer)
         decoder.eval().to(self.device)
         sample, tokenizer = config.sample, self.prepared.tokenizer
@@ -170,7 +171,7 @@ class _Job:
         new_tokens = min(sample.max_new_tokens, room)
         text = generate(decoder, tokenizer, sample.prompt, new_tokens, temperature=sample.temperature, seed=config.seed)
         self.summary |= {
-            "metrics": {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key},
+            "metrics": self._metrics(),
             "speed": {
                 "train_tokens_per_s": self.throughput.tokens_per_s,
                 "train_mfu": self.throughput.mfu,
@@ -179,6 +180,14 @@ class _Job:
             "memory": hardware.peak_memory(self.device),
             "sample": {"prompt": sample.prompt, "text": text},
         }
+
+    def _metrics(self) -> dict[str, float]:
+        """The last value of each metric, also where the last step was taken before resuming."""
+        last = {key: float(value) for key, value in self.trainer.callback_metrics.items() if "/" in key}
+        for logger in self.trainer.loggers:
+            if isinstance(logger, Curves):
+                last |= logger.last()
+        return last
 
     def _close(self, status: str) -> None:
         wall_s = self.earlier_wall_s + time.perf_counter() - self.start

@@ -19,7 +19,7 @@ def finish(summary: dict[str, Any], exit_code: int) -> None:
         wandb.run.summary.update(
             {key: summary[key] for key in ("status", "metrics", "speed", "budget") if key in summary}
         )
-        wandb.finish(exit_code=exit_code, quiet=True)
+        wandb.finish(exit_code=exit_code)
 
 
 def _online() -> bool:

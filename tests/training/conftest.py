@@ -1,0 +1,92 @@
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from ablate.model.config import AXES
+from ablate.training import hardware, job
+
+from .harness import PEAK_FLOPS, Commands, Place, before_step, write_corpus
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread():
+    """Tiny models are fastest, and the same from run to run, on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def known_peak():
+    """Measuring the machine's rate of matrix products takes as long as a run of these tests does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardware, "peak_flops", lambda device, dtype: PEAK_FLOPS)
+        yield
+
+
+@pytest.fixture(scope="package")
+def shared(tmp_path_factory) -> Place:
+    """A corpus, prepared once for all tests."""
+    folder = tmp_path_factory.mktemp("shared")
+    return Place(write_corpus(folder / "text"), folder / "runs", folder / "data")
+
+
+@pytest.fixture
+def place(shared, tmp_path) -> Place:
+    """The shared corpus, and a folder for the runs of one test."""
+    return Place(shared.corpus, tmp_path / "runs", shared.data)
+
+
+@dataclass(frozen=True)
+class Straight:
+    """A run that was never stopped, and what its folder was at each moment: as SIGKILL would have left it."""
+
+    path: Path
+    killed: dict[int, Path]  # during step k, counted from 1
+    unsaved: Path  # after the last checkpoint, before the model was written
+    batches: list[torch.Tensor]
+
+    def killed_at(self, step: int, to: Path) -> Path:
+        return Path(shutil.copytree(self.killed[step], to))
+
+
+@pytest.fixture(scope="package")
+def straight(shared, one_thread, tmp_path_factory) -> Straight:
+    folder = tmp_path_factory.mktemp("killed")
+    killed, batches = {}, []
+
+    def snapshot(module, batch):
+        step = module.trainer.global_step + 1
+        killed[step] = Path(shutil.copytree(module.trainer.default_root_dir, folder / f"step-{step}"))
+        batches.append(batch["tokens"].clone())
+
+    def save_model(to, *args):
+        shutil.copytree(to.parent, folder / "unsaved")
+        save(to, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        save = job.save_model
+        before_step(patch, snapshot)
+        patch.setattr(job, "save_model", save_model)
+        path = shared.train()
+    return Straight(path, killed, folder / "unsaved", batches)
+
+
+@pytest.fixture
+def command(monkeypatch, capfd) -> Commands:
+    """command("train.py", "model.dim=32") -> status, out, err"""
+    return Commands(monkeypatch, capfd)
+
+
+@pytest.fixture
+def registries():
+    """What a test registers is gone after it."""
+    before = {axis: dict(registry._components) for axis, registry in AXES.items()}
+    yield AXES
+    for axis, registry in AXES.items():
+        registry._components.clear()
+        registry._components.update(before[axis])
