@@ -38,7 +38,10 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], 
                 if trace:
                     raise
                 print(f"error: {one_line(error)}", file=sys.stderr)
-                sys.exit(getattr(error, "exit_status", 1))
+                sys.exit(1)
+            except KeyboardInterrupt:
+                print("interrupted", file=sys.stderr)
+                sys.exit(130)
 
         return main
 
@@ -80,7 +83,8 @@ def one_line(error: BaseException) -> str:
 
 def _unknown_key(key: str, cause: BaseException | None, text: str) -> str:
     if "/" not in key and isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
-        return f"{key}: no such key{did_you_mean(cause.key, map(str, cause.parent_node))}"
+        more = " (more of Lightning's: with a + before)" if key.startswith("trainer.") else ""
+        return f"{key}: no such key{did_you_mean(cause.key, map(str, cause.parent_node))}{more}"
     if "/" in key or "No match in the defaults list" in text:
         groups = [os.path.relpath(root, config_dir()) for root, _, _ in os.walk(config_dir())][1:]
         nearest = difflib.get_close_matches(key, groups, n=1, cutoff=0.5)

@@ -59,7 +59,10 @@ def load(path: str | Path) -> Run:
 
 def load_model(folder: Path) -> Decoder:
     """The decoder of a `model/` folder: config.json and model.safetensors."""
-    config = DecoderConfig.from_dict(_read_json(folder / "config.json"))
+    try:
+        config = DecoderConfig.from_dict(_read_json(folder / "config.json"))
+    except AblateError as error:
+        raise AblateError(f"{folder}: {error} (components of your own: name their modules in plugins=[...])") from error
     weights_file = folder / "model.safetensors"
     try:
         weights = load_file(weights_file)

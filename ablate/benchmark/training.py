@@ -72,7 +72,7 @@ def packed_batch(config: DecoderConfig, batch_size: int, documents_per_row: int,
 def ours(setting: Setting, precision: str, compile: bool) -> Contestant:
     """Our decoder, LightningModule and Trainer, with the callbacks and the logger of a real run."""
     decoder = Decoder(setting.config, setting.seed)
-    module = LanguageModel(decoder, setting.optimizer, lambda step, max_steps: 1.0, 1, compile)
+    module = LanguageModel(decoder, setting.optimizer, lambda step, max_steps: 1.0, None, compile)
     flops = budget(decoder).training_flops_per_token
 
     def run() -> list[float]:

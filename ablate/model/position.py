@@ -67,7 +67,7 @@ class Sinusoidal(Position):
         if dim % 2:
             raise AblateError(f"model.dim={dim}: sinusoidal positions need an even width")
         self.scale = dim**0.5
-        self.width, self.theta = dim, theta
+        self.width, self.theta = dim, _positive(theta)
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         angle = positions.unsqueeze(-1) * _frequencies(self.width, self.theta, positions.device)
@@ -82,7 +82,7 @@ class Rotary(Position):
         super().__init__()
         if head_dim % 2:
             raise AblateError(f"model.attention.head_dim={head_dim}: rotary positions need an even head width")
-        self.width, self.theta = head_dim, theta
+        self.width, self.theta = head_dim, _positive(theta)
 
     def rotation(self, positions: Tensor) -> Tensor:
         """`[B, T] -> [B, T, 1, head_dim / 2, 2]`: cosine and sine of each angle, fp32."""
@@ -97,6 +97,12 @@ class Rotary(Position):
         else:
             rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
         return rotated.flatten(-2).to(x.dtype)
+
+
+def _positive(theta: float) -> float:
+    if not theta > 0:
+        raise AblateError(f"model.position.theta={theta}: expected a number above 0")
+    return theta
 
 
 def _frequencies(width: int, theta: float, device: torch.device) -> Tensor:

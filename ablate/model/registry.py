@@ -85,9 +85,10 @@ def check_options(key: str, owner: str, constructor: Callable, given: Mapping[st
             raise AblateError(f"{key}.{name}: {owner} has no option '{name}'{did_you_mean(name, options)}")
     values = {}
     for name, option in options.items():
-        if name in given:
+        missing = given.get(name, option.default) is None and not _fits(None, hints.get(name, Any))
+        if name in given and not missing:
             values[name] = _checked(f"{key}.{name}", given[name], hints.get(name, Any))
-        elif option.default is option.empty:
+        elif missing or option.default is option.empty:
             raise AblateError(f"{key}.{name}: {owner} needs a value; set {key}.{name}=...")
         else:
             values[name] = option.default

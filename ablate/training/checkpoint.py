@@ -25,11 +25,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         os.replace(beside, path)
 
 
-def last_good_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint in `folder` that reads whole, as plain data.
+def last_good_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` that reads whole, as plain data; None where none was written yet.
 
     Raises:
-        AblateError: there is none.
+        AblateError: there are some, and none reads whole.
     """
     found = sorted(folder.glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in found:
@@ -39,4 +39,6 @@ def last_good_checkpoint(folder: Path) -> Path:
             print(f"skipping {path.name}: it does not read whole")
             continue
         return path
-    raise AblateError(f"resume: no {'readable ' if found else ''}checkpoint in {folder}; start the run anew")
+    if found:
+        raise AblateError(f"resume: no checkpoint in {folder} reads whole; start a new run")
+    return None

@@ -7,6 +7,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from ablate.errors import AblateError
+
 
 class Curves(Logger):
     """Writes the whole file beside itself and renames, so that a reader, or a kill, never meets half of it.
@@ -32,13 +34,23 @@ class Curves(Logger):
         """The run folder's config.yaml has them."""
 
     def resume_from(self, step: int) -> None:
-        """Takes up the rows below `step`; later ones belong to what was lost, and comes again."""
-        if self._path.is_file():
-            with self._path.open(newline="") as file:
+        """Takes up the rows below `step`; later ones belong to what was lost, and come again.
+
+        Raises:
+            AblateError: the file is damaged.
+        """
+        if not self._path.is_file():
+            return
+        try:
+            with self._path.open(newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
                     number = int(row.pop("step"))
                     if number < step:
                         self._rows[number] = {key: float(value) for key, value in row.items() if value}
+        except (ValueError, KeyError, TypeError) as error:
+            raise AblateError(
+                f"{self._path}: is damaged: {error}; mend it or move it away, and resume again"
+            ) from error
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row = self._rows.setdefault(int(step or 0), {})

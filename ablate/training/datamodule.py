@@ -9,16 +9,18 @@ from ablate.data import PackedRows, Prepared, StepOrder
 class PackedData(LightningDataModule):
     """Endless training batches that start at the trainer's step, and the whole validation set in order."""
 
-    def __init__(self, prepared: Prepared, batch_size: int, seed: int, workers: int):
+    def __init__(self, prepared: Prepared, batch_size: int, seed: int, workers: int, max_rows: int | None):
         super().__init__()
         self._prepared, self._batch_size, self._seed, self._workers = prepared, batch_size, seed, workers
+        self._train_rows = min(len(prepared.train), max_rows or len(prepared.train))
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
         start = trainer.global_step * trainer.accumulate_grad_batches
-        rows = self._prepared.train
-        order = StepOrder(len(rows), self._batch_size, self._seed, start, trainer.global_rank, trainer.world_size)
-        return self._loader(rows, order)
+        order = StepOrder(
+            self._train_rows, self._batch_size, self._seed, start, trainer.global_rank, trainer.world_size
+        )
+        return self._loader(self._prepared.train, order)
 
     def val_dataloader(self) -> DataLoader:
         rows, size = self._prepared.val, self._batch_size

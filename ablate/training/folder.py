@@ -33,13 +33,14 @@ def create(config: DictConfig, overrides: list[str], job: int | None, sweep_dir:
     try:
         if job is not None:
             return _unique(Path(config.run_dir or sweep_dir) / f"{job}_{name}")
-        if config.run_dir is None:
+        if not config.run_dir:
             return _unique(Path(config.paths.runs) / time.strftime("%Y-%m-%d") / f"{time.strftime('%H-%M-%S')}_{name}")
         path = Path(config.run_dir)
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise AblateError(f"run_dir={path}: is not empty; choose another folder, or go on with resume={path}")
-        (path / "checkpoints").mkdir()
+        if any(not found.is_dir() for found in path.rglob("*")):
+            remedy = f", or go on with resume={path}" if (path / "summary.json").exists() else ""
+            raise AblateError(f"run_dir={path}: is not empty; choose another folder{remedy}")
+        (path / "checkpoints").mkdir(exist_ok=True)
         return path
     except OSError as error:
         raise AblateError(f"run_dir={error.filename}: cannot be written: {error.strerror}; choose another") from error
@@ -63,25 +64,28 @@ def slug(overrides: list[str]) -> str:
     Only characters that Hydra takes unquoted, so that `resume=` and `run=` take the path as it stands.
     """
     kept = [o.lstrip("+~") for o in overrides if not o.lstrip("+~").startswith(_NOT_PART_OF_A_RUN)]
-    text = "_".join(re.sub(r"^(model|trainer|data)[./]", "", o) for o in kept)
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text)[:80].strip("-_.")
+    kept.sort(key=lambda o: not o.startswith(("model", "seed")))
+    parts = [re.sub(r"[^A-Za-z0-9._+-]+", "-", re.sub(r"^(model|trainer|data)[./]", "", o)).strip("-.") for o in kept]
+    while len("_".join(parts)) > 100:
+        parts.pop()
+    return "_".join(parts)
 
 
 def resumed(resume: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
     """The configuration of the run in `resume`, composed again from its overrides and these ones.
 
-    Only its overrides are taken from the folder, and none that names a class or function to call;
-    plugins and search paths among them are the user's own, and are used again.
+    Only its overrides are taken from the folder, and none that names code.
 
     Raises:
         AblateError: no run there, or an override of what a resumed run keeps (its model, data, optimiser, seed).
     """
     path = Path(resume)
     recorded = [str(o) for o in read_summary(path).get("overrides", [])]
-    for override in recorded:
-        if "_target_" in override:
-            raise AblateError(f"resume: {path}/summary.json names code to run ({override}): set it by hand")
     later = {_key(o): o for o in overrides if _key(o) not in ("resume", "run_dir")}
+    for override in recorded:
+        names_code = _key(override) in ("plugins", "hydra.searchpath") or "_target_" in override
+        if names_code and _key(override) not in later:
+            raise AblateError(f"resume: the run was made with {override}, which names code: give it again yourself")
     merged = [o for o in recorded if _key(o) not in later] + list(later.values())
     config = compose_config("train", merged)
     saved = read_config(path)

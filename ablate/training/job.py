@@ -105,8 +105,9 @@ class _Job:
         self.checkpoint, earlier = None, {}
         if resuming:
             earlier = read_summary(self.path)
-            self._check_resumable(earlier)
             self.checkpoint = last_good_checkpoint(self.path / "checkpoints")
+            self._check_resumable(earlier)
+            self._resume_curves()
         self.earlier_wall_s = earlier.get("wall_s", 0.0)
         self.summary: dict[str, Any] = {
             "status": "running",
@@ -122,25 +123,32 @@ class _Job:
         terminal.show_plan(self.parts, self.prepared, config)
 
     def _check_resumable(self, earlier: dict[str, Any]) -> None:
-        if earlier["corpus"]["fingerprint"] != self.prepared.fingerprint:
+        if earlier.get("corpus", {}).get("fingerprint") != self.prepared.fingerprint:
             raise AblateError(f"resume: the corpus is not the one that {self.path} was trained on; start a new run")
-        if earlier["status"] == "finished" and earlier["steps"] >= self.config.trainer.max_steps:
+        step, max_steps = self._checkpoint_step(), self.config.trainer.max_steps
+        if step > max_steps or (step == max_steps and earlier.get("status") == "finished"):
             raise AblateError(
-                f"resume: {self.path} is finished, at step {earlier['steps']}; to go on, raise trainer.max_steps"
+                f"resume: {self.path} is finished, at step {step} of {max_steps}; to go on, raise trainer.max_steps"
             )
+
+    def _checkpoint_step(self) -> int:
+        return 0 if self.checkpoint is None else int(self.checkpoint.stem.removeprefix("step="))
+
+    def _resume_curves(self) -> None:
+        for logger in self.trainer.loggers:
+            if isinstance(logger, Curves):
+                logger.resume_from(self._checkpoint_step())
 
     def fit(self) -> float:
         """Trains to the end, or to the next signal; the summary says how it ended."""
         config, parts, trainer = self.config, self.parts, self.trainer
-        module = LanguageModel(parts.decoder, parts.optimizer, parts.schedule, self.prepared.val.bytes, config.compile)
-        data = PackedData(self.prepared, parts.data.batch_size, config.seed, parts.data.workers)
+        module = LanguageModel(parts.decoder, parts.optimizer, parts.schedule, self.prepared.val, config.compile)
+        data = PackedData(self.prepared, parts.data.batch_size, config.seed, parts.data.workers, parts.data.max_rows)
         seed_everything(config.seed % 2**32, verbose=False)  # parts that draw while training; resuming restores them
         self.start, status = time.perf_counter(), "failed"
         try:
             for logger in trainer.loggers:
                 logger.log_hyperparams({**plain(config), "budget": parts.budget.to_dict()})
-                if isinstance(logger, Curves) and self.checkpoint is not None:
-                    logger.resume_from(int(self.checkpoint.stem.removeprefix("step=")))
             trainer.fit(module, data, ckpt_path=self.checkpoint, weights_only=True)
             if "val/loss" not in trainer.callback_metrics:  # resumed at the last step
                 trainer.validate(module, data, verbose=False)
@@ -152,6 +160,9 @@ class _Job:
             status = "interrupted"
             print(f"{stop}; to go on: python train.py resume={self.path}", flush=True)
             raise SystemExit(128 + stop.signum) from stop
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
         except Diverged as error:
             status = "diverged"
             raise AblateError(f"the run diverged: {error}") from error
@@ -162,24 +173,24 @@ class _Job:
 
     def _finish(self) -> None:
         """Final metrics, the model's files, a sample, and what generating costs."""
-        config, decoder = self.config, self.parts.decoder
-        save_model(self.path / "model", decoder, self.prepared.tokenizer)
-        decoder.eval().to(self.device)
-        sample, tokenizer = config.sample, self.prepared.tokenizer
-        prompt_ids = [tokenizer.eot, *tokenizer.encode(sample.prompt)]
-        room = decoder.config.context - len(prompt_ids)
-        new_tokens = min(sample.max_new_tokens, room)
-        text = generate(decoder, tokenizer, sample.prompt, new_tokens, temperature=sample.temperature, seed=config.seed)
+        decoder, tokenizer = self.parts.decoder, self.prepared.tokenizer
+        save_model(self.path / "model", decoder, tokenizer)
         self.summary |= {
             "metrics": self._metrics(),
-            "speed": {
-                "train_tokens_per_s": self.throughput.tokens_per_s,
-                "train_mfu": self.throughput.mfu,
-                "generation": measure_generation(decoder, prompt_ids, new_tokens),
-            },
+            "speed": {"train_tokens_per_s": self.throughput.tokens_per_s, "train_mfu": self.throughput.mfu},
             "memory": hardware.peak_memory(self.device),
-            "sample": {"prompt": sample.prompt, "text": text},
         }
+        decoder.eval().to(self.device)
+        sample, context = self.config.sample, decoder.config.context
+        prompt_ids = [tokenizer.eot, *tokenizer.encode(sample.prompt)]
+        new_tokens = min(sample.max_new_tokens, context - len(prompt_ids))
+        if new_tokens < 1:
+            print(f"no sample: sample.prompt leaves no room in a context of {context} tokens")
+            return
+        options = {"temperature": sample.temperature, "seed": self.config.seed}
+        text = generate(decoder, tokenizer, sample.prompt, new_tokens, **options)
+        self.summary["sample"] = {"prompt": sample.prompt, "text": text}
+        self.summary["speed"]["generation"] = measure_generation(decoder, prompt_ids, new_tokens)
 
     def _metrics(self) -> dict[str, float]:
         """The last value of each metric, also where the last step was taken before resuming."""

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from ablate.data import PackedRows
 from ablate.model.decoder import Decoder
 from ablate.model.loss import IGNORE, next_token_loss, token_losses
 
@@ -17,7 +18,7 @@ class LanguageModel(LightningModule):
     """Trains a `Decoder` on batches of packed rows.
 
     optimizer: model -> torch optimiser. schedule: (step, max_steps) -> factor on the learning rate.
-    val_bytes: UTF-8 bytes of the validation documents, for bits per byte.
+    validation: the rows that are validated on, for bits per byte.
     """
 
     def __init__(
@@ -25,12 +26,12 @@ class LanguageModel(LightningModule):
         decoder: Decoder,
         optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer],
         schedule: Callable[[int, int], float],
-        val_bytes: int,
+        validation: PackedRows,
         compile: bool = False,
     ):
         super().__init__()
         self.decoder = decoder
-        self._optimizer, self._schedule, self._val_bytes = optimizer, schedule, val_bytes
+        self._optimizer, self._schedule, self._validation = optimizer, schedule, validation
         # The compiled function stands beside the module: its parameters keep their names.
         self._train_loss = torch.compile(self._loss) if compile else self._loss
 
@@ -55,7 +56,9 @@ class LanguageModel(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.log("val/loss", (self._nats / self._scored).float(), prog_bar=True)
-        self.log("val/bpb", (self._nats / math.log(2) / self._val_bytes).float())
+        # All bytes, unless limit_val_batches left some out: then their share.
+        scored_bytes = self._validation.bytes * self._scored / self._validation.targets
+        self.log("val/bpb", (self._nats / math.log(2) / scored_bytes).float())
 
     def configure_optimizers(self):
         optimizer = self._optimizer(self.decoder)

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from ablate.accounting import Budget, budget
 from ablate.compose import plain
 from ablate.data import CORPORA, PACKERS
 from ablate.errors import AblateError
+from ablate.generation import Sampling
 from ablate.model.config import DecoderConfig, load_plugins
 from ablate.model.decoder import Decoder
 from ablate.model.registry import check_options
@@ -29,6 +30,7 @@ class DataSettings:
     batch_size: int
     val_fraction: float
     workers: int
+    max_rows: int | None
 
 
 @dataclass
@@ -49,10 +51,23 @@ def assemble(config: DictConfig) -> Parts:
     Raises:
         AblateError: the first mistake found, by its key.
     """
+    for key in ("plugins", "tags"):
+        if not isinstance(config[key], ListConfig) or not all(isinstance(item, str) for item in config[key]):
+            raise AblateError(f"{key}={config[key]}: expected a list of names, such as {key}=[one,two]")
     load_plugins(plain(config.plugins))
     _whole("seed", config.seed, 0)
+    if config.seed >= 2**63:
+        raise AblateError(f"seed={config.seed}: expected less than 2^63")
+    if not isinstance(config.compile, bool):
+        raise AblateError(f"compile={config.compile}: expected true or false")
+    _check_sample(config.sample)
     for key in ("max_steps", "accumulate_grad_batches", "log_every_n_steps", "val_check_interval"):
         _whole(f"trainer.{key}", config.trainer[key], 1)
+    if config.trainer.devices != 1:
+        raise AblateError(f"trainer.devices={config.trainer.devices}: a run trains on one device; set it to 1")
+    clip = config.trainer.gradient_clip_val
+    if clip is not None and (not isinstance(clip, int | float) or isinstance(clip, bool) or not clip > 0):
+        raise AblateError(f"trainer.gradient_clip_val={clip}: expected a number above 0, or null")
     accelerator = hardware.resolve_accelerator(config.trainer.accelerator)
     precision = config.trainer.precision
     if precision == "auto":
@@ -71,8 +86,9 @@ def _data(node: dict[str, Any], model: DecoderConfig) -> tuple[DataSettings, Any
     corpus = CORPORA.build(node)
     settings = DataSettings(**check_options("data", "data", DataSettings, shared))
     PACKERS.component(settings.packing)
-    for key, least in (("batch_size", 1), ("vocab_size", 1), ("context", 1), ("workers", 0)):
-        _whole(f"data.{key}", getattr(settings, key), least)
+    for key, least in (("batch_size", 1), ("vocab_size", 1), ("context", 1), ("workers", 0), ("max_rows", 1)):
+        if getattr(settings, key) is not None:
+            _whole(f"data.{key}", getattr(settings, key), least)
     if settings.vocab_size > model.vocab_size:
         raise AblateError(
             f"model.vocab_size={model.vocab_size} has no room for data.vocab_size={settings.vocab_size}: "
@@ -83,6 +99,16 @@ def _data(node: dict[str, Any], model: DecoderConfig) -> tuple[DataSettings, Any
     return settings, corpus
 
 
+def _check_sample(sample: DictConfig) -> None:
+    if not isinstance(sample.prompt, str):
+        raise AblateError(f"sample.prompt={sample.prompt}: expected a text; quote it")
+    _whole("sample.max_new_tokens", sample.max_new_tokens, 1)
+    try:
+        Sampling(sample.temperature)
+    except AblateError as error:
+        raise AblateError(f"sample.{error}") from error
+
+
 def _whole(key: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise AblateError(f"{key}={value}: expected a whole number, at least {least}")
@@ -91,5 +117,7 @@ def _whole(key: str, value: Any, least: int) -> None:
 def _try(key: str, attempt: Any) -> None:
     try:
         attempt()
-    except (TypeError, ValueError) as error:
+    except AblateError:
+        raise
+    except Exception as error:
         raise AblateError(f"{key}: {str(error).splitlines()[0]}") from error

@@ -40,22 +40,22 @@ def show_results(summary: dict[str, Any], path: Path) -> None:
     """Final metrics, a sample, and the speed of training and generating."""
     out = console()
     metrics, speed = summary["metrics"], summary["speed"]
-    generation = speed["generation"]
-    sample = summary["sample"]
-    out.print("\n" + sample["prompt"] + sample["text"], markup=False, highlight=False, style="dim")
-    out.print()
+    if "sample" in summary:
+        sample = summary["sample"]
+        out.print("\n" + sample["prompt"] + sample["text"] + "\n", markup=False, highlight=False, style="dim")
     rate = speed["train_tokens_per_s"]
-    _lines(
-        out,
-        {
-            "val/loss": f"{metrics['val/loss']:.4f} nats a token",
-            "val/bpb": f"{metrics['val/bpb']:.4f} bits a byte",
-            "training": "too short to time" if rate is None else f"{rate:.0f} tokens/s, {speed['train_mfu']:.1%} MFU",
-            "generating": f"{generation['cached_tokens_per_s']:.0f} tokens/s with the cache, "
-            f"{generation['uncached_tokens_per_s']:.0f} without: {generation['speedup']:.1f} times",
-            "run folder": str(path),
-        },
-    )
+    lines = {
+        "val/loss": f"{metrics['val/loss']:.4f} nats a token",
+        "val/bpb": f"{metrics['val/bpb']:.4f} bits a byte",
+        "training": "too short to time" if rate is None else f"{rate:.0f} tokens/s, {speed['train_mfu']:.1%} MFU",
+        "run folder": str(path),
+    }
+    if "generation" in speed:
+        cached, uncached = (speed["generation"][f"{way}_tokens_per_s"] for way in ("cached", "uncached"))
+        lines["generating"] = (
+            f"{cached:.0f} tokens/s with the cache, {uncached:.0f} without: {cached / uncached:.1f} times"
+        )
+    _lines(out, lines)
 
 
 def _layer_table(decoder: Decoder) -> Table:

@@ -53,7 +53,7 @@ REFUSED = {
     "fraction for a count": ({"pattern": {"name": "local", "window": 5.5}}, ["model.pattern.window=5.5", "int"]),
     "switch for a count": ({"pattern": {"name": "local", "window": True}}, ["model.pattern.window=True", "int"]),
     "number for a switch": ({"norm": {"name": "layernorm", "bias": 1}}, ["model.norm.bias=1", "bool"]),
-    "null for a count": ({"pattern": {"name": "local", "window": None}}, ["model.pattern.window=None", "int"]),
+    "null for a count": ({"pattern": {"name": "local", "window": None}}, ["model.pattern.window", "needs a value"]),
     "text for a count or null": (
         {"ffn": {"name": "gelu", "hidden": "wide"}},
         ["model.ffn.hidden='wide'", "int", "null"],

@@ -184,7 +184,7 @@ def test_a_run_dir_under_a_file_is_refused(refuses, tmp_path):
 def test_a_run_dir_that_is_not_empty_is_refused_and_left_as_it_was(refuses, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
-    refuses(f"run_dir={tmp_path / 'mine'}", "run_dir", "not empty", "resume=")
+    refuses(f"run_dir={tmp_path / 'mine'}", "run_dir", "not empty")
     assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["notes.txt"]
     assert (tmp_path / "mine/notes.txt").read_text() == "mine"
 
@@ -378,7 +378,8 @@ def test_a_run_of_a_users_norm_can_be_resumed(command, place, plugin, monkeypatc
     with monkeypatch.context() as patch:
         signal_at(patch, 5)
         assert command("train.py", *words, f"run_dir={run}").status == 143
-    outcome = command("train.py", f"resume={run}", *plugin)
+    assert_refused(command("train.py", f"resume={run}", *plugin), "plugins=[my_norms]", "names code")
+    outcome = command("train.py", f"resume={run}", *plugin, "plugins=[my_norms]")
     assert outcome.status == 0, outcome.err
     assert summary(run)["steps"] == STEPS
 
@@ -474,3 +475,65 @@ def test_the_benchmark_compares_with_transformers(command, tmp_path):
 
 def test_the_benchmark_refuses_another_task(command, tmp_path):
     assert_refused(command("benchmark.py", "task=trainin", f"out={tmp_path}"), "task=trainin", "training")
+
+
+@pytest.mark.parametrize("debug", ["default", "fdr", "overfit"])
+def test_every_debug_configuration_runs(command, place, debug):
+    outcome = command("train.py", *place.overrides, f"debug={debug}", "trainer.max_steps=6")
+    assert outcome.status == 0, outcome.err
+
+
+def test_overfitting_sees_one_batch_of_rows(place, monkeypatch):
+    seen = []
+    step = LanguageModel.training_step
+    monkeypatch.setattr(
+        LanguageModel, "training_step", lambda self, batch, index: seen.append(batch) or step(self, batch, index)
+    )
+    place.train("data.max_rows=4", "data.batch_size=4", "trainer.max_steps=5")
+    first, *others = (sorted(batch["tokens"].tolist()) for batch in seen)
+    assert len(others) == 4
+    assert all(rows == first for rows in others)
+
+
+def test_bits_per_byte_of_a_part_of_the_validation_rows_are_of_their_bytes(place):
+    whole = summary(place.train("trainer.max_steps=1"))["metrics"]
+    part = summary(place.train("trainer.max_steps=1", "+trainer.limit_val_batches=1"))["metrics"]
+    assert part["val/bpb"] / part["val/loss"] == pytest.approx(whole["val/bpb"] / whole["val/loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("sample.temperature=-1", "sample.temperature"),
+        ("sample.max_new_tokens=0", "sample.max_new_tokens"),
+        ("sample.prompt=5", "sample.prompt"),
+        ("compile=foo", "compile"),
+        ("plugins=my_norms", "plugins"),
+        ("trainer.devices=2", "trainer.devices"),
+        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val"),
+        ("scheduler.warmup=2", "scheduler.warmup"),
+        ("optimizer.betas=[0.9]", "optimizer"),
+        ("model.position.theta=-1", "model.position.theta"),
+        ("seed=18446744073709551616", "seed"),
+        ("data.path=null", "data.path"),
+    ],
+)
+def test_a_value_without_meaning_is_refused_before_training(refuses, override, key):
+    refuses(override, key)
+
+
+def test_a_prompt_that_fills_the_context_costs_the_sample_not_the_run(place):
+    run = place.train("sample.prompt='" + "word " * 40 + "'")
+    assert summary(run)["status"] == "finished"
+    assert "sample" not in summary(run)
+
+
+def test_ctrl_c_before_training_ends_in_one_line(command, place, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ablate.training.job.prepare", interrupt)
+    outcome = command("train.py", *place.overrides)
+    assert outcome.status == 130
+    assert outcome.err.strip() == "interrupted"
+    assert not place.folders()
