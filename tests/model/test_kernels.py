@@ -161,3 +161,33 @@ def test_multi_head_attention_is_torchs(kernel):
     (gradient,) = torch.autograd.grad((found * direction).sum(), x)
     (expected_gradient,) = torch.autograd.grad((expected * direction).sum(), x)
     torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS.names())
+@pytest.mark.parametrize("masked", [False, True])
+def test_sdpa_trains_in_bf16_as_the_reference_does_in_fp32(attention, masked):
+    """Logits and gradients, packed or not; the low-precision path of the CPU is another formula."""
+    model = build(attention=small("attention", attention), kernel="sdpa")
+    judge = build(attention=small("attention", attention), kernel="reference")
+    judge.load_state_dict(model.state_dict())
+    tokens = torch.randint(model.config.vocab_size, (2, model.config.context))
+    documents = (torch.arange(model.config.context) > 9).long().expand_as(tokens) if masked else None
+    exact = judge(tokens, documents=documents)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model(tokens, documents=documents).float()
+    assert (rough - exact).norm() / exact.norm() < 0.02
+    exact.square().sum().backward()
+    rough.square().sum().backward()
+    for (name, wanted), got in zip(judge.named_parameters(), model.parameters(), strict=True):
+        assert (got.grad - wanted.grad).norm() <= 0.05 * wanted.grad.norm(), name
+
+
+def test_a_token_after_a_cache_sees_all_of_it_in_bf16_with_gradients_on():
+    model = build(kernel="sdpa")
+    tokens = torch.randint(model.config.vocab_size, (2, 9))
+    cache = model.new_cache(2, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = model(tokens)[:, -1].float()
+        model(tokens[:, :-1], cache=cache)
+        last = model(tokens[:, -1:], cache=cache)[:, -1].float()
+    assert (last - whole).norm() / whole.norm() < 0.02
