@@ -1,11 +1,14 @@
 """Where a run goes, and what it writes there about itself."""
 
 import hashlib
+import os
 import platform
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from ablate.compose import compose_config, plain
 from ablate.errors import AblateError
 from ablate.run import read_config, read_summary, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked there
+    fcntl = None
 
 _NOT_PART_OF_A_RUN = ("run_dir", "resume", "paths.", "hydra.", "hydra/")
 _FIXED = ("model", "data", "optimizer", "scheduler", "seed")
@@ -44,6 +52,29 @@ def create(config: DictConfig, overrides: list[str], job: int | None, sweep_dir:
         return path
     except OSError as error:
         raise AblateError(f"run_dir={error.filename}: cannot be written: {error.strerror}; choose another") from error
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Holds a run folder for this process; the system lets go of it however the process ends.
+
+    Raises:
+        AblateError: another process is at work in it.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AblateError(f"run_dir={path}: another run is at work there; choose another folder") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
 
 
 def _unique(path: Path) -> Path:

@@ -42,14 +42,15 @@ def train(config: DictConfig, overrides: list[str], job: int | None = None, swee
     parts = assemble(config)
     if not resuming:
         config.run_dir = str(folder.create(config, overrides, job, sweep_dir))
-    try:
-        run = _Job(config, overrides, parts)
-        run.open(resuming)
-    except BaseException:
-        if not resuming:
-            shutil.rmtree(config.run_dir, ignore_errors=True)  # a mistake leaves nothing behind
-        raise
-    return run.fit()
+    with folder.claimed(Path(config.run_dir)):
+        try:
+            run = _Job(config, overrides, parts)
+            run.open(resuming)
+        except BaseException:
+            if not resuming:
+                shutil.rmtree(config.run_dir, ignore_errors=True)  # a mistake leaves nothing behind
+            raise
+        return run.fit()
 
 
 class _Job:

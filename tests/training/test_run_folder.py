@@ -309,3 +309,11 @@ def test_jobs_of_a_sweep_into_a_given_folder_lie_in_it(place, tmp_path):
 def test_an_empty_folder_is_taken_as_it_is(place, tmp_path):
     (tmp_path / "mine").mkdir()
     assert create(place, f"run_dir={tmp_path / 'mine'}") == tmp_path / "mine"
+
+
+def test_a_folder_where_a_run_is_at_work_is_refused_and_left_alone(place, tmp_path):
+    busy = tmp_path / "busy"
+    (busy / "checkpoints").mkdir(parents=True)
+    with folder.claimed(busy), pytest.raises(AblateError, match="another run is at work"):
+        place.train(f"run_dir={busy}")
+    assert (busy / "checkpoints").is_dir()
