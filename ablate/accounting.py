@@ -35,7 +35,8 @@ def budget(model: Decoder) -> Budget:
     flops = _token_flops(twin) + _attention_flops(twin)
     itemsize = model.embedding.weight.element_size()
     kv_bytes = sum(2 * shape.kv_heads * shape.head_dim * itemsize for shape in twin.cache_shapes(1))
-    return Budget(total, total, total - embedding, flops, 3 * flops, kv_bytes)
+    active = total - sum(block.ffn.idle_parameters() for block in twin.blocks)
+    return Budget(total, active, total - embedding, flops, 3 * flops, kv_bytes)
 
 
 def _token_flops(twin: Decoder) -> int:

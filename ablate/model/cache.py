@@ -34,7 +34,15 @@ class Cache:
     It is for inference: no gradient flows through what it holds.
     """
 
-    def __init__(self, shapes: list[LayerShape], batch: int, max_length: int, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self,
+        shapes: list[LayerShape],
+        batch: int,
+        max_length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        keep_positions: bool = False,
+    ):
         self.shapes, self.batch, self.max_length = shapes, batch, max_length
         self.length = torch.zeros(batch, dtype=torch.int64, device=device)  # tokens held, `[B]`
         self.filled = 0  # tokens that the longest row may hold, known without asking the device
@@ -43,6 +51,9 @@ class Cache:
             tuple(torch.zeros(batch * s.size + 1, s.kv_heads, s.head_dim, dtype=dtype, device=device) for _ in "kv")
             for s in shapes
         ]
+        self._positions = {
+            s.size: torch.zeros(batch * s.size + 1, dtype=torch.int64, device=device) for s in shapes if keep_positions
+        }
 
     @property
     def nbytes(self) -> int:
@@ -102,11 +113,19 @@ class Cache:
         """Whether nothing that this pass needs is overwritten by its own tokens."""
         return self._tokens == 1 or self.filled + self._tokens <= size
 
-    def layout(self, size: int) -> Layout:
-        """Where queries and keys lie in this pass, for layers that keep `size` tokens."""
+    def layouts(self, positions: Tensor) -> list[Layout]:
+        """Where queries and keys lie in this pass, layer by layer; `positions` `[B or 1, T]` are the queries'."""
+        by_size = {size: self._layout(size, positions.expand(self.batch, -1)) for size in self._slots}
+        return [by_size[shape.size] for shape in self.shapes]
+
+    def _layout(self, size: int, positions: Tensor) -> Layout:
+        placed = {}
+        if self._positions:
+            key_position = self._extend(self._positions[size], positions, size)
+            placed = {"query_position": positions, "key_position": key_position}
         if self.filled == 0:
             place = torch.arange(self._tokens, device=self.length.device).unsqueeze(0)
-            return Layout(place, place, square=True)
+            return Layout(place, place, square=True, **placed)
         after = self.filled + self._tokens
         if after <= size:
             key = torch.arange(after, device=self.length.device).unsqueeze(0)
@@ -115,7 +134,8 @@ class Cache:
         else:
             new = self.index if self._valid is None else self.index.where(self._valid, BEYOND)
             key = torch.cat((self._held(self.length, size, min(self.filled, size)), new), dim=1)
-        return Layout(self.index, key, last=self.max_length if self._tokens == 1 and not self.ragged else 0)
+        last = self.max_length if self._tokens == 1 and not self.ragged else 0
+        return Layout(self.index, key, last=last, **placed)
 
     def _held(self, length: Tensor, size: int, slots: int) -> Tensor:
         """The token that each slot holds once rows are `length` long, `[B, slots]`; negative: none."""
@@ -125,19 +145,20 @@ class Cache:
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Adds this pass's keys and values `[B, T, G, d]`; returns all that its queries may see, `[B, S, G, d]`."""
         size = self.shapes[layer].size
-        before = min(self.filled, size)
-        result = []
-        for buffer, new in zip(self._buffers[layer], (key, value), strict=True):
-            held = buffer[:-1].unflatten(0, (self.batch, size))
-            new = new.detach().to(buffer.dtype)
-            everything = new
-            if self.filled and not self._writes_first(size):
-                everything = torch.cat((held[:, :before], new), dim=1)
-            buffer.index_copy_(0, self._slots[size], new.flatten(0, 1))
-            if self.filled and self._writes_first(size):
-                everything = held[:, : min(self.filled + self._tokens, size)]
-            result.append(everything)
-        return result[0], result[1]
+        keys, values = self._buffers[layer]
+        return self._extend(keys, key, size), self._extend(values, value, size)
+
+    def _extend(self, buffer: Tensor, new: Tensor, size: int) -> Tensor:
+        """Writes `new` `[B, T, ...]` into its slots; returns what is held and what is new, `[B, S, ...]`."""
+        held = buffer[:-1].unflatten(0, (self.batch, size))
+        new = new.detach().to(buffer.dtype)
+        everything = new
+        if self.filled and not self._writes_first(size):
+            everything = torch.cat((held[:, : min(self.filled, size)], new), dim=1)
+        buffer.index_copy_(0, self._slots[size], new.flatten(0, 1))
+        if self.filled and self._writes_first(size):
+            everything = held[:, : min(self.filled + self._tokens, size)]
+        return everything
 
     def advance(self) -> None:
         """Closes the forward pass."""

@@ -10,7 +10,7 @@ from ablate.errors import AblateError, did_you_mean
 from ablate.model.attention import ATTENTIONS
 from ablate.model.block import PLACEMENTS
 from ablate.model.feedforward import FFNS
-from ablate.model.kernel import choose_kernel
+from ablate.model.kernel import check_kernel
 from ablate.model.norm import NORMS
 from ablate.model.pattern import PATTERNS
 from ablate.model.position import POSITIONS
@@ -42,7 +42,9 @@ class DecoderConfig:
     pattern: dict
     ffn: dict
     tie_embeddings: bool = True
+    scale_embeddings: bool = False
     bias: bool = False
+    logit_softcap: float | None = None
     kernel: str = "auto"
 
     @classmethod
@@ -56,7 +58,9 @@ class DecoderConfig:
         for key in ("dim", "depth", "heads", "context", "vocab_size"):
             if getattr(config, key) < 1:
                 raise AblateError(f"model.{key}={getattr(config, key)}: at least 1")
-        choose_kernel(config.kernel)
+        if config.logit_softcap is not None and not config.logit_softcap > 0:
+            raise AblateError(f"model.logit_softcap={config.logit_softcap}: expected a number above 0, or null")
+        check_kernel(config.kernel)
         config.layers()
         return config
 
@@ -66,13 +70,19 @@ class DecoderConfig:
     def layers(self) -> list[dict[str, dict]]:
         """One specification per layer: axis -> component with all its options."""
         columns = {axis: resolve_cycle(registry, getattr(self, axis), self.depth) for axis, registry in AXES.items()}
-        if len({str(spec) for spec in columns["position"]}) > 1:
-            for spec in columns["position"]:
-                if POSITIONS.component(spec["name"]).absolute:
-                    raise AblateError(
-                        f"model.position.cycle: '{spec['name']}' positions are added once, to the embeddings: "
-                        "they cannot differ from layer to layer"
-                    )
+        mixed = len({str(spec) for spec in columns["position"]}) > 1
+        for spec in columns["position"]:
+            position = POSITIONS.component(spec["name"])
+            if mixed and position.absolute:
+                raise AblateError(
+                    f"model.position.cycle: '{spec['name']}' positions are added once, to the embeddings: "
+                    "they cannot differ from layer to layer"
+                )
+            if self.scale_embeddings and position.scales_embeddings:
+                raise AblateError(
+                    f"model.scale_embeddings=true: '{spec['name']}' positions already scale the embeddings by "
+                    "sqrt(dim); leave it false"
+                )
         return [{axis: columns[axis][layer] for axis in AXES} for layer in range(self.depth)]
 
 

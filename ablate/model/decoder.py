@@ -1,6 +1,6 @@
 """The decoder: embedding, blocks, final norm, head. One forward path for training and generation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from ablate.errors import AblateError
 from ablate.model.cache import Cache, LayerShape
 from ablate.model.config import AXES, DecoderConfig
 from ablate.model.init import initialise
-from ablate.model.kernel import KERNELS, choose_kernel
+from ablate.model.kernel import KERNELS, Kernel, Place, Scores, choose_kernel
 from ablate.model.pattern import Layout, Pattern, document_runs
 from ablate.model.position import Position
 
@@ -20,8 +20,19 @@ class Layer:
     """What attention in one layer is made of, apart from its weights."""
 
     position: int  # which of `Decoder.positions`
-    pattern: Pattern
-    kernel: str
+    scores: Scores
+
+    @property
+    def pattern(self) -> Pattern:
+        return self.scores.pattern
+
+
+@dataclass
+class Record:
+    """What layers leave beside the residual stream in one forward pass. A caller who wants it passes one in."""
+
+    losses: dict[str, Tensor] = field(default_factory=dict)  # name -> summed over layers, to be added to the loss
+    statistics: dict[str, dict[int, Tensor]] = field(default_factory=dict)  # name -> layer -> tensor
 
 
 @dataclass
@@ -29,12 +40,14 @@ class ForwardContext:
     """One layer's view of one forward pass: how to attend, and where to leave auxiliary losses."""
 
     layer: int
+    scores: Scores
     position: Position
     rotation: Any
-    kernel: Any
+    kernel: Kernel
     mask: Any
-    cache: Cache | None
-    losses: dict[str, Tensor] = field(default_factory=dict)  # shared by all layers
+    cache: Cache | None = None
+    real: Tensor | None = None  # `[B, T]`, False on padding; None: all tokens are real
+    record: Record | None = None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Queries `[B, T, H, d]`, keys and values `[B, T, G, d]` of this pass -> `[B, T, H, d]`."""
@@ -42,7 +55,17 @@ class ForwardContext:
         key = self.position.rotate(key, self.rotation)
         if self.cache is not None:
             key, value = self.cache.extend(self.layer, key, value)
-        return self.kernel(query, key, value, self.mask)
+        return self.kernel(query, key, value, self.mask, self.scores)
+
+    def add_loss(self, name: str, loss: Tensor) -> None:
+        """Adds a scalar, weighted as it shall count, to what is trained on."""
+        if self.record is not None:
+            self.record.losses[name] = self.record.losses.get(name, 0.0) + loss
+
+    def note(self, name: str, statistic: Tensor) -> None:
+        """Keeps a statistic of this layer for logs and pictures; no gradient flows from it."""
+        if self.record is not None:
+            self.record.statistics.setdefault(name, {})[self.layer] = statistic.detach()
 
 
 class Decoder(nn.Module):
@@ -65,7 +88,6 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList()
         self.positions = nn.ModuleList()
         self.layers: list[Layer] = []
-        kernel = choose_kernel(config.kernel)
         known: dict[str, int] = {}
         for spec in specs:
             attention = AXES["attention"].build(spec["attention"], config.dim, config.heads, config.bias)
@@ -80,14 +102,27 @@ class Decoder(nn.Module):
             if kind not in known:
                 known[kind] = len(self.positions)
                 self.positions.append(
-                    AXES["position"].build(spec["position"], config.dim, attention.head_dim, config.context)
+                    AXES["position"].build(
+                        spec["position"], config.dim, config.heads, attention.head_dim, config.context
+                    )
                 )
-            self.layers.append(Layer(known[kind], AXES["pattern"].build(spec["pattern"]), kernel))
+            self.layers.append(self._layer(known[kind], AXES["pattern"].build(spec["pattern"]), attention))
         self.final_norm = norm() if self.blocks[-1].final_norm else nn.Identity()
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.limit = min((p.limit for p in self.positions if p.limit is not None), default=None)
+
+    def _layer(self, number: int, pattern: Pattern, attention: nn.Module) -> Layer:
+        position = self.positions[number]
+        bias = position.bias if position.biased else None
+        softcap = getattr(attention, "softcap", None)
+        scores = Scores(pattern, self.config.heads, attention.kv_heads, attention.head_dim, softcap, bias)
+        if self.config.kernel != "auto":
+            reason = KERNELS[self.config.kernel].refusal(scores)
+            if reason is not None:
+                raise AblateError(f"model.kernel={self.config.kernel}: {reason}; choose another kernel, or auto")
+        return Layer(number, scores)
 
     def forward(
         self,
@@ -102,7 +137,9 @@ class Decoder(nn.Module):
         documents: `[B, T]`, which document a token is of: attention does not cross them. None: a row is one.
         cache: holds the tokens before these and takes these in; `documents` may then only mark padding, by -1.
         """
-        return self.head(self.hidden(tokens, positions, documents, cache))
+        logits = self.head(self.hidden(tokens, positions, documents, cache))
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def hidden(
         self,
@@ -110,47 +147,78 @@ class Decoder(nn.Module):
         positions: Tensor | None = None,
         documents: Tensor | None = None,
         cache: Cache | None = None,
+        record: Record | None = None,
+        max_documents: int | None = None,
     ) -> Tensor:
-        """As `forward`, but the residual stream before the head: `[B, T, D]`."""
+        """As `forward`, but the residual stream before the head: `[B, T, D]`.
+
+        record: takes auxiliary losses and statistics in; without one they are not computed.
+        max_documents: no row has more runs of equal `documents`, if that is known: saves a GPU kernel from asking.
+        """
         self._check(tokens, cache)
         if cache is None:
-            index, layouts = self._rows(tokens, documents)
+            index, layout = self._rows(tokens, documents, max_documents)
+            positions = index if positions is None else positions
+            layouts = [replace(layout, query_position=positions, key_position=positions)] * len(self.layers)
         else:
             cache.begin(tokens.shape[1], documents)
-            index = cache.index
-            layouts = [cache.layout(shape.size) for shape in cache.shapes]
-        if positions is None:
-            positions = index
+            positions = cache.index if positions is None else positions
+            layouts = cache.layouts(positions)
         x = self.embedding(tokens)
+        if self.config.scale_embeddings:
+            x = x * self.config.dim**0.5
         for position in self.positions:
             x = position.embed(x, positions)
-        rotations = [position.rotation(positions) for position in self.positions]
-        masks, losses = {}, {}
-        for number, (block, layer) in enumerate(zip(self.blocks, self.layers, strict=True)):
-            kernel = KERNELS[layer.kernel]()
-            key = f"{layer.kernel} {layer.pattern}"
-            if key not in masks:
-                masks[key] = kernel.prepare(layer.pattern, layouts[number], self._compute_dtype(x))
-            context = ForwardContext(
-                number,
-                self.positions[layer.position],
-                rotations[layer.position],
-                kernel,
-                masks[key],
-                cache,
-                losses,
-            )
+        real = None if documents is None or record is None else documents >= 0
+        contexts = self._contexts(positions, layouts, self._place(x, cache is not None), cache, real, record)
+        for block, context in zip(self.blocks, contexts, strict=True):
             x = block(x, context)
         if cache is not None:
             cache.advance()
         return self.final_norm(x)
+
+    def _contexts(
+        self,
+        positions: Tensor,
+        layouts: list[Layout],
+        place: Place,
+        cache: Cache | None,
+        real: Tensor | None,
+        record: Record | None,
+    ) -> list[ForwardContext]:
+        """One for each layer. Rotations and masks are computed once, and shared by the layers that agree on them."""
+        rotations = [position.rotation(positions) for position in self.positions]
+        masks, contexts = {}, []
+        kernels = self.kernels(place)
+        for number, (layer, layout, name) in enumerate(zip(self.layers, layouts, kernels, strict=True)):
+            scores, kernel = layer.scores, KERNELS[name]
+            key = f"{name} {scores.pattern} {layer.position if scores.bias else ''}"
+            if key not in masks:
+                masks[key] = kernel.prepare(scores, layout, place.dtype)
+            position, rotation = self.positions[layer.position], rotations[layer.position]
+            contexts.append(ForwardContext(number, scores, position, rotation, kernel, masks[key], cache, real, record))
+        return contexts
+
+    def kernels(self, place: Place) -> list[str]:
+        """The kernel that computes each layer there.
+
+        Raises:
+            AblateError: the kernel that the configuration names cannot, with the reason.
+        """
+        return [choose_kernel(self.config.kernel, layer.scores, place) for layer in self.layers]
+
+    def after_step(self) -> None:
+        """To be called after each step of the optimiser: for parts that adapt by a rule of their own."""
+        for block in self.blocks:
+            block.ffn.after_step()
 
     def new_cache(self, batch: int, max_length: int) -> Cache:
         """An empty cache for `batch` rows of up to `max_length` tokens, in the model's dtype, on its device."""
         if batch < 1 or max_length < 1:
             raise AblateError(f"new_cache(batch={batch}, max_length={max_length}): both at least 1")
         weight = self.embedding.weight
-        return Cache(self.cache_shapes(max_length), batch, max_length, weight.dtype, weight.device)
+        biased = any(layer.scores.bias is not None for layer in self.layers)
+        return Cache(self.cache_shapes(max_length), batch, max_length, weight.dtype, weight.device, biased)
 
     def cache_shapes(self, max_length: int) -> list[LayerShape]:
         """What each layer keeps of `max_length` tokens: as many as its pattern can reach."""
@@ -159,14 +227,12 @@ class Decoder(nn.Module):
             for block, layer in zip(self.blocks, self.layers, strict=True)
         ]
 
-    def _rows(self, tokens: Tensor, documents: Tensor | None) -> tuple[Tensor, list[Layout]]:
+    def _rows(self, tokens: Tensor, documents: Tensor | None, max_documents: int | None) -> tuple[Tensor, Layout]:
         if documents is None:
             index = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
-            layout = Layout(index, index, square=True)
-        else:
-            run, index = document_runs(documents)
-            layout = Layout(index, index, run, run)
-        return index, [layout] * len(self.layers)
+            return index, Layout(index, index, square=True)
+        run, index = document_runs(documents)
+        return index, Layout(index, index, run, run, max_documents=max_documents)
 
     def _check(self, tokens: Tensor, cache: Cache | None) -> None:
         if tokens.ndim != 2 or tokens.shape[1] == 0:
@@ -182,7 +248,8 @@ class Decoder(nn.Module):
                 "shorten the text, or train with a larger model.context"
             )
 
-    def _compute_dtype(self, x: Tensor) -> torch.dtype:
+    def _place(self, x: Tensor, cached: bool) -> Place:
         device = x.device.type
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        return torch.get_autocast_dtype(device) if autocast else x.dtype
+        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+        return Place(device, dtype, torch.is_grad_enabled() and not cached, cached)

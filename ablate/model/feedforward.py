@@ -16,8 +16,15 @@ class FeedForward(nn.Module):
     """The contract: built from the model's width and bias; the last projection is called `out`."""
 
     def forward(self, x: Tensor, context) -> Tensor:
-        """`x`: `[B, T, D]`; `context`: the forward context, which takes auxiliary losses."""
+        """`x`: `[B, T, D]`; `context`: the forward context, which takes auxiliary losses; None takes none."""
         raise NotImplementedError
+
+    def idle_parameters(self) -> int:
+        """How many parameters a token does not pass through."""
+        return 0
+
+    def after_step(self) -> None:
+        """Called after each step of the optimiser."""
 
 
 class Dense(FeedForward):

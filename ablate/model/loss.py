@@ -8,8 +8,10 @@ IGNORE = -100  # the target of a position that is not scored
 _CHUNK = 512  # positions whose logits are in memory at once
 
 
-def next_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def next_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
     """Mean nats per scored target; hidden `[B, T, D]`, head weight `[V, D]`, targets `[B, T]` -> scalar.
+
+    softcap: logits z become softcap * tanh(z / softcap).
 
     The gradient is computed with the loss, chunk by chunk, so that the `[B T, V]` logits are
     neither kept nor read again (Hsu et al. 2024, Liger Kernel).
@@ -19,29 +21,35 @@ def next_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     hidden, weight, targets = hidden.flatten(0, 1).to(dtype), weight.to(dtype), targets.flatten()
     if torch.compiler.is_compiling() and dtype != torch.float32:
         # In low precision the passes over the logits cost more than their products, and the compiler fuses those.
-        total = F.cross_entropy((hidden @ weight.t()).float(), targets, ignore_index=IGNORE, reduction="sum")
+        total = F.cross_entropy(_logits(hidden, weight, softcap), targets, ignore_index=IGNORE, reduction="sum")
         return total / (targets != IGNORE).sum().clamp(min=1)
-    return _chunked(hidden, weight, targets)
+    return _chunked(hidden, weight, targets, softcap)
+
+
+def _logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
+    logits = (hidden @ weight.t()).float()
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 @torch.compiler.disable
-def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return _ChunkedCrossEntropy.apply(hidden, weight, targets)
+def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+    return _ChunkedCrossEntropy.apply(hidden, weight, targets, softcap)
 
 
 @torch.no_grad()
-def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
     """Nats of every target, `[B, T]` fp32; 0 where it is not scored."""
     rows = zip(hidden.flatten(0, 1).split(_CHUNK), targets.flatten().split(_CHUNK), strict=True)
     losses = [
-        F.cross_entropy((h @ weight.to(h.dtype).t()).float(), t, ignore_index=IGNORE, reduction="none") for h, t in rows
+        F.cross_entropy(_logits(h, weight.to(h.dtype), softcap), t, ignore_index=IGNORE, reduction="none")
+        for h, t in rows
     ]
     return torch.cat(losses).view_as(targets)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
         scored = (targets != IGNORE).unsqueeze(1)
         share = 1.0 / scored.sum().clamp(min=1).float()
         total = torch.zeros((), device=hidden.device)
@@ -54,9 +62,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], _CHUNK):
             part = slice(start, start + _CHUNK)
             target = safe[part]
-            log_p = (hidden[part] @ weight.t()).float().log_softmax(1)
+            logits = _logits(hidden[part], weight, softcap)
+            log_p = logits.log_softmax(1)
             total -= (log_p.gather(1, target) * scored[part]).sum()
             grad = log_p.exp_().scatter_add_(1, target, minus_one[: len(target)])  # softmax minus one-hot
+            if softcap is not None:
+                grad *= 1 - (logits / softcap).square_()
             grad = grad.to(hidden.dtype)
             torch.mm(grad, weight, out=grad_hidden[part])
             if grad.dtype == torch.float32:
@@ -70,4 +81,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad, grad_weight * grad, None
+        return grad_hidden * grad, grad_weight * grad, None, None

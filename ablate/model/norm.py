@@ -19,17 +19,20 @@ class LayerNorm(nn.LayerNorm):
 
 @NORMS.register("rmsnorm")
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019)."""
+    """x / sqrt(mean(x^2) + eps) * weight (+ bias) (Zhang and Sennrich 2019)."""
 
-    def __init__(self, dim: int, *, eps: float = 1e-6):
+    def __init__(self, dim: int, *, eps: float = 1e-6, bias: bool = False):
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            return _EagerRMSNorm.apply(x, self.weight, self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            y = _EagerRMSNorm.apply(x, self.weight, self.eps)
+        else:
+            y = F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}"
@@ -63,3 +66,11 @@ class _EagerRMSNorm(torch.autograd.Function):
         grad_weight = (scale.flatten().unsqueeze(0) @ by_x.flatten(0, -2)).squeeze(0)
         mean = (by_x @ weight).unsqueeze(-1).div_(x.shape[-1])
         return grad_x.addcmul_(x, mean.mul_(scale**3), value=-1), grad_weight, None
+
+
+@NORMS.register("none")
+class NoNorm(nn.Identity):
+    """x as it is."""
+
+    def __init__(self, dim: int):
+        super().__init__()

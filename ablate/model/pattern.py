@@ -7,6 +7,7 @@ cache must keep.
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -89,6 +90,57 @@ class Local(Pattern):
         return min(self.window, length)
 
 
+@PATTERNS.register("strided")
+@dataclass(frozen=True, kw_only=True)
+class Strided(Pattern):
+    """The last `stride` positions, and every `stride`-th before (Child et al. 2019).
+
+    part: null for both in one layer; `local` or `stride` for one of them, to take turns over the layers.
+    """
+
+    stride: int = 16
+    part: Literal["local", "stride"] | None = None
+
+    def __post_init__(self):
+        _at_least_one("stride", self.stride)
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        distance = query - key
+        local, stride = distance < self.stride, distance % self.stride == 0
+        return {"local": local, "stride": stride, None: local | stride}[self.part]
+
+
+@PATTERNS.register("fixed")
+@dataclass(frozen=True, kw_only=True)
+class Fixed(Pattern):
+    """The query's own block, and the last `summary` positions of every block (Child et al. 2019).
+
+    part: null for both in one layer; `block` or `summary` for one of them, to take turns over the layers.
+        In a `summary` layer a position sees itself as well: before the first summary there is nothing else.
+    """
+
+    block: int = 16
+    summary: int = 4
+    part: Literal["block", "summary"] | None = None
+
+    def __post_init__(self):
+        _at_least_one("block", self.block)
+        if not 1 <= self.summary <= self.block:
+            raise AblateError(
+                f"model.pattern.summary={self.summary}: expected 1 to model.pattern.block={self.block} positions"
+            )
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        block = query // self.block == key // self.block
+        summary = key % self.block >= self.block - self.summary
+        return {"block": block, "summary": summary | (query == key), None: block | summary}[self.part]
+
+
+def _at_least_one(option: str, value: int) -> None:
+    if value < 1:
+        raise AblateError(f"model.pattern.{option}={value}: at least 1")
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where the queries and keys of one forward pass lie.
@@ -98,6 +150,8 @@ class Layout:
     square: the keys are the queries' own tokens, in order, in one document.
     last: where there is one query a row and every key slot holds one of its latest positions, how many
         tokens the cache may come to hold; else 0.
+    query_position, key_position: what the position component reads, in the shapes of query and key.
+    max_documents: no row has more documents; None: unknown.
     """
 
     query: Tensor
@@ -106,6 +160,9 @@ class Layout:
     key_document: Tensor | None = None
     square: bool = False
     last: int = 0
+    query_position: Tensor | None = None
+    key_position: Tensor | None = None
+    max_documents: int | None = None
 
 
 def dense_mask(pattern: Pattern, layout: Layout) -> Tensor:

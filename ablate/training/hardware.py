@@ -6,6 +6,7 @@ import time
 import torch
 
 from ablate.errors import AblateError
+from ablate.model.kernel import Place
 
 # Dense bf16 FLOP/s of the makers' data sheets; other devices are measured.
 _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
@@ -31,6 +32,12 @@ def has_bf16(accelerator: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def training_place(accelerator: str, precision: str) -> Place:
+    """Where a run trains its attention, for Lightning's `accelerator` and `precision`."""
+    dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
+    return Place("cuda" if accelerator == "gpu" else "cpu", dtype, gradient=True)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from ablate.data import PackedRows
-from ablate.model.decoder import Decoder
+from ablate.model.decoder import Decoder, Record
 from ablate.model.loss import IGNORE, next_token_loss, token_losses
 
 Batch = dict[str, Tensor]
@@ -35,14 +35,20 @@ class LanguageModel(LightningModule):
         # The compiled function stands beside the module: its parameters keep their names.
         self._train_loss = torch.compile(self._loss) if compile else self._loss
 
-    def _loss(self, batch: Batch) -> Tensor:
-        hidden = self.decoder.hidden(batch["tokens"], batch["positions"], batch.get("documents"))
-        return next_token_loss(hidden, self.decoder.head.weight, batch["targets"])
+    def _loss(self, batch: Batch) -> tuple[Tensor, Record]:
+        """The loss of the next token, and what the layers left beside."""
+        record, decoder = Record(), self.decoder
+        hidden = decoder.hidden(batch["tokens"], batch["positions"], batch.get("documents"), record=record)
+        loss = next_token_loss(hidden, decoder.head.weight, batch["targets"], decoder.config.logit_softcap)
+        return loss, record
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self._train_loss(batch)
+        loss, record = self._train_loss(batch)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/lr", self.lr_schedulers().get_last_lr()[0])
+        for name, auxiliary in record.losses.items():
+            self.log(f"train/{name}", auxiliary)
+            loss = loss + auxiliary
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -50,8 +56,10 @@ class LanguageModel(LightningModule):
         self._scored = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        hidden = self.decoder.hidden(batch["tokens"], batch["positions"], batch["documents"])
-        self._nats += token_losses(hidden, self.decoder.head.weight, batch["targets"]).sum(dtype=torch.float64)
+        decoder = self.decoder
+        hidden = decoder.hidden(batch["tokens"], batch["positions"], batch["documents"])
+        nats = token_losses(hidden, decoder.head.weight, batch["targets"], decoder.config.logit_softcap)
+        self._nats += nats.sum(dtype=torch.float64)
         self._scored += (batch["targets"] != IGNORE).sum()
 
     def on_validation_epoch_end(self) -> None:
@@ -65,6 +73,10 @@ class LanguageModel(LightningModule):
         max_steps = self.trainer.max_steps
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._schedule(step, max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.decoder.after_step()
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         # Lightning's own clipping refuses fused AdamW in mixed precision, and does not report the norm.

@@ -36,6 +36,7 @@ class DataSettings:
 @dataclass
 class Parts:
     decoder: Decoder
+    kernels: list[str]  # that compute each layer's attention in training
     budget: Budget
     data: DataSettings
     corpus: Any
@@ -75,10 +76,11 @@ def assemble(config: DictConfig) -> Parts:
     model = DecoderConfig.from_dict(plain(config.model))
     data, corpus = _data(plain(config.data), model)
     decoder = Decoder(model, config.seed)
+    kernels = decoder.kernels(hardware.training_place(accelerator, precision))
     optimizer, schedule = instantiate(config.optimizer), instantiate(config.scheduler)
     _try("optimizer", lambda: optimizer(decoder))
     _try("scheduler", lambda: [schedule(step, config.trainer.max_steps) for step in (0, config.trainer.max_steps)])
-    return Parts(decoder, budget(decoder), data, corpus, optimizer, schedule, accelerator, precision)
+    return Parts(decoder, kernels, budget(decoder), data, corpus, optimizer, schedule, accelerator, precision)
 
 
 def _data(node: dict[str, Any], model: DecoderConfig) -> tuple[DataSettings, Any]:

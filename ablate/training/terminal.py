@@ -10,14 +10,13 @@ from rich.table import Table
 
 from ablate.data import Prepared
 from ablate.model.config import AXES
-from ablate.model.decoder import Decoder
 from ablate.training.parts import Parts
 
 
 def show_plan(parts: Parts, prepared: Prepared, config: DictConfig) -> None:
     """The layer table, the budget, the corpus, and where the run goes."""
     out = console()
-    out.print(_layer_table(parts.decoder))
+    out.print(_layer_table(parts.decoder.config.layers(), parts.kernels))
     cost, data, report = parts.budget, parts.data, prepared.report()
     tokens_a_step = data.batch_size * data.context * config.trainer.accumulate_grad_batches
     _lines(
@@ -58,13 +57,9 @@ def show_results(summary: dict[str, Any], path: Path) -> None:
     _lines(out, lines)
 
 
-def _layer_table(decoder: Decoder) -> Table:
+def _layer_table(specs: list[dict[str, dict]], kernels: list[str]) -> Table:
     table = Table("layer", *AXES, "kernel", header_style="bold")
-    specs = decoder.config.layers()
-    rows = [
-        (*(_component(spec[axis]) for axis in AXES), layer.kernel)
-        for spec, layer in zip(specs, decoder.layers, strict=True)
-    ]
+    rows = [(*(_component(spec[axis]) for axis in AXES), kernel) for spec, kernel in zip(specs, kernels, strict=True)]
     first = 0
     for row, same in groupby(rows):
         last = first + len(list(same)) - 1

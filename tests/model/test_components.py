@@ -26,14 +26,15 @@ from zoo import (
 
 from ablate.errors import AblateError
 from ablate.model.config import AXES, DecoderConfig
-from ablate.model.decoder import Decoder
+from ablate.model.decoder import Decoder, Record
 from ablate.model.feedforward import FeedForward
-from ablate.model.kernel import KERNELS
+from ablate.model.kernel import KERNELS, Place
 from ablate.model.norm import NORMS
 from ablate.model.pattern import Pattern
 from ablate.model.position import POSITIONS
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
+HERE = Place("cpu", torch.float32, gradient=True)
 
 
 def changes(before: Decoder, after: Decoder) -> set[str]:
@@ -49,11 +50,10 @@ def changes(before: Decoder, after: Decoder) -> set[str]:
         found.add("pairs")
     outputs, losses = [], []
     for model in (before, after):
-        left = {}
-        handle = model.blocks[-1].register_forward_hook(lambda _, args, out, left=left: left.update(args[1].losses))
-        outputs.append(model(random_tokens(2, 24) % model.config.vocab_size))
-        losses.append({name: float(value) for name, value in left.items()})
-        handle.remove()
+        record, tokens = Record(), random_tokens(2, 24) % model.config.vocab_size
+        model.hidden(tokens, record=record)
+        outputs.append(model(tokens))
+        losses.append({name: float(value) for name, value in record.losses.items()})
     if losses[0] != losses[1]:
         found.add("losses")
     if outputs[0].shape != outputs[1].shape or (outputs[0] - outputs[1]).abs().max() > 1e-4:
@@ -120,7 +120,7 @@ def test_every_scalar_is_alive(field):
 def test_every_kernel_can_be_asked_for():
     """What it then computes is in test_kernels."""
     assert {"reference", "sdpa"} <= set(KERNELS)
-    assert build(kernel="reference").layers != build(kernel="auto").layers
+    assert build(kernel="reference").kernels(HERE) != build(kernel="auto").kernels(HERE)
 
 
 @pytest.mark.parametrize("row", models(), ids=labels)

@@ -22,7 +22,7 @@ from zoo import (
 from ablate.errors import AblateError
 from ablate.model.attention import ATTENTIONS
 from ablate.model.decoder import ForwardContext
-from ablate.model.kernel import KERNELS, Reference
+from ablate.model.kernel import KERNELS, Reference, Scores
 from ablate.model.pattern import PATTERNS, Layout, dense_mask
 from ablate.model.position import Position
 
@@ -100,7 +100,7 @@ def test_kernels_agree_with_a_cache(kernel, row):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_kernel_named_is_the_one_that_computes(kernel, monkeypatch):
     called = []
-    for name, kind in KERNELS.items():
+    for name, kind in ((name, type(instance)) for name, instance in KERNELS.items()):
 
         def spy(self, *args, name=name, compute=kind.__call__):
             called.append(name)
@@ -116,13 +116,14 @@ def test_the_kernel_named_is_the_one_that_computes(kernel, monkeypatch):
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_the_reference_is_a_double_loop(kv_heads, name, documents):
     pattern, heads, width, length = PATTERNS.build(small("pattern", name)), 4, 6, 9
+    scores = Scores(pattern, heads, kv_heads, width)
     q, k, v = (torch.randn(2, length, h, width, dtype=torch.float64) for h in (heads, kv_heads, kv_heads))
     document = torch.zeros(length, dtype=torch.int64) if documents is None else documents[0]
     start = [document.tolist().index(d) for d in document.tolist()]
     index = (torch.arange(length) - torch.tensor(start)).unsqueeze(0)
     layout = Layout(index, index, document.unsqueeze(0), document.unsqueeze(0))
     kernel = Reference()
-    found = kernel(q, k, v, kernel.prepare(pattern, layout, torch.float64))
+    found = kernel(q, k, v, kernel.prepare(scores, layout, torch.float64), scores)
 
     for b in range(2):
         for h in range(heads):
@@ -151,8 +152,9 @@ def test_multi_head_attention_is_torchs(kernel):
         theirs.out_proj.load_state_dict(ours.out.state_dict())
     pattern, index = PATTERNS.build(small("pattern", "local")), torch.arange(12).unsqueeze(0)
     layout = Layout(index, index, square=True)
-    compute = KERNELS[kernel]()
-    context = ForwardContext(0, Position(), None, compute, compute.prepare(pattern, layout, torch.float32), None)
+    compute, scores = KERNELS[kernel], Scores(pattern, 4, 4, 8)
+    mask = compute.prepare(scores, layout, torch.float32)
+    context = ForwardContext(0, scores, Position(32, 4, 8, 12), None, compute, mask)
     x = torch.randn(2, 12, 32, requires_grad=True)
     expected, _ = theirs(x, x, x, attn_mask=~dense_mask(pattern, layout)[0, 0], need_weights=False)
     found = ours(x, context)

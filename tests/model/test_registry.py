@@ -154,7 +154,7 @@ def test_every_kernel_is_a_choice():
 
 def test_a_whole_number_is_taken_where_a_fraction_is_wanted():
     spec = config(position={"name": "rope", "theta": 500}).layers()[0]["position"]
-    assert spec == {"name": "rope", "theta": 500.0} and isinstance(spec["theta"], float)
+    assert spec == {"name": "rope", "theta": 500.0, "fraction": 1.0} and isinstance(spec["theta"], float)
 
 
 def test_a_specification_has_every_option():
@@ -162,6 +162,9 @@ def test_a_specification_has_every_option():
         "name": "gqa",
         "kv_heads": 2,
         "head_dim": None,
+        "bias": None,
+        "softcap": None,
+        "qk_norm": None,
     }
 
 

@@ -22,7 +22,16 @@ BASE = {
     "ffn": "swiglu",
 }
 # What an option is set to in a tiny model, for every component whose signature has it.
-SMALL = {"window": 5, "kv_heads": 2, "stride": 3, "block": 4, "summary": 1, "experts": 4, "top_k": 2}
+SMALL = {
+    "window": 5,
+    "kv_heads": 2,
+    "stride": 3,
+    "block": 4,
+    "summary": 1,
+    "experts": 4,
+    "top_k": 2,
+    "original_context": 16,
+}
 
 
 # --- nodes ---------------------------------------------------------------------------------------
@@ -116,14 +125,16 @@ def config(**changes) -> DecoderConfig:
 
 def build(*, seed: int = 0, **changes) -> Decoder:
     """A decoder in which no parameter is at a value that hides it (biases 0, gains 1)."""
-    return stirred(Decoder(config(**changes), seed=seed))
+    model = Decoder(config(**changes), seed=seed)
+    unnormed = any(layer["norm"]["name"] == "none" for layer in model.config.layers())
+    return stirred(model, by=0.05 if unnormed else 0.15)  # without norms, activations grow from layer to layer
 
 
-def stirred(model: Decoder, seed: int = 1) -> Decoder:
+def stirred(model: Decoder, seed: int = 1, by: float = 0.15) -> Decoder:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.15)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=by)
     return model
 
 

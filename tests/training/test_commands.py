@@ -229,7 +229,7 @@ heavy = sorted({"lightning", "datasets", "wandb", "pandas", "transformers"} & sy
 print(f"{time.process_time():.2f}", *heavy, file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    for line in ("model/norm: cycle, layernorm, rmsnorm", "optimizer: adamw", "scheduler: constant, cosine, wsd"):
+    for line in ("model/norm: cycle, layernorm, none, rmsnorm", "optimizer: adamw", "scheduler: constant, cosine, wsd"):
         assert line in done.stdout
     seconds, *heavy = done.stderr.split()
     assert not heavy
