@@ -85,6 +85,67 @@ def test_rope_turns_each_pair_of_channels_by_its_own_angle():
             torch.testing.assert_close(found[0, t, 0, 2 * pair : 2 * pair + 2], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("fraction, width", [(0.25, 2), (0.5, 4), (1.0, 8)])
+def test_partial_rope_turns_the_first_channels_and_leaves_the_others(fraction, width):
+    x, positions = torch.randn(2, 16, 4, 8), torch.randint(0, 2000, (2, 16))
+    rope = POSITIONS.build({"name": "rope", "fraction": fraction}, 32, 4, 8, 64)
+    found = rope.rotate(x, rope.rotation(positions))
+    torch.testing.assert_close(found[..., :width], rotated(x[..., :width], positions), rtol=0, atol=1e-5)
+    assert torch.equal(found[..., width:], x[..., width:])
+
+
+def test_linear_interpolation_divides_positions():
+    x, positions = torch.randn(2, 16, 4, 8), torch.randint(0, 500, (2, 16))
+    linear = POSITIONS.build({"name": "rope_linear", "factor": 4}, 32, 4, 8, 64)
+    found = linear.rotate(x, linear.rotation(4 * positions))
+    torch.testing.assert_close(found, rotated(x, positions), rtol=0, atol=1e-4)
+
+
+def test_llama3_scaling_slows_slow_pairs_only():
+    """Turns in the original context: more than 4 stay, fewer than 1 are slowed 8 times, those between blended."""
+    scaled = POSITIONS.build({"name": "rope_llama3"}, 4096, 32, 128, 8192).frequencies(torch.device("cpu"))
+    plain = POSITIONS.build({"name": "rope", "theta": 5e5}, 4096, 32, 128, 8192).frequencies(torch.device("cpu"))
+    turns, ratio = 8192 * plain / (2 * torch.pi), scaled / plain
+    assert ratio[turns >= 4].eq(1).all() and (turns >= 4).any()
+    torch.testing.assert_close(ratio[turns <= 1], torch.full_like(ratio[turns <= 1], 1 / 8))
+    between = (turns > 1) & (turns < 4)
+    assert between.any() and ((ratio[between] > 1 / 8) & (ratio[between] < 1)).all()
+    assert (ratio.diff() <= 0).all()
+
+
+@pytest.mark.parametrize(
+    "heads, slopes",
+    [
+        (1, [2**-8.0]),
+        (4, [2**-2.0, 2**-4.0, 2**-6.0, 2**-8.0]),
+        (8, [2.0**-n for n in range(1, 9)]),
+        (6, [2**-2.0, 2**-4.0, 2**-6.0, 2**-8.0, 2**-1.0, 2**-3.0]),
+        (12, [*(2.0**-n for n in range(1, 9)), 2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5]),
+    ],
+)
+def test_alibi_has_the_slopes_of_the_paper(heads, slopes):
+    alibi = POSITIONS.build({"name": "alibi"}, 8 * heads, heads, 8, 64)
+    found = alibi.bias(torch.arange(heads), torch.tensor(7), torch.tensor(6))
+    torch.testing.assert_close(found, -torch.tensor(slopes), rtol=1e-6, atol=0)
+    assert torch.equal(alibi.bias(torch.arange(heads), torch.tensor(7), torch.tensor(4)), 3 * found)
+
+
+def test_alibi_adds_its_bias_to_the_scores():
+    """One head, one layer, queries that are 0: the weights are the softmax of the bias alone."""
+    model = build(position="alibi", attention="mha", depth=1)
+    attention = model.blocks[0].attention
+    with torch.no_grad():
+        attention.query.weight.zero_()
+    seen = []
+    attention.value.register_forward_hook(lambda _, args, out: seen.append(out.unflatten(-1, (4, 8))))
+    attention.out.register_forward_pre_hook(lambda _, args: seen.append(args[0].unflatten(-1, (4, 8))))
+    model(random_tokens(1, 10))
+    values, attended = seen
+    for head in range(4):
+        weights = torch.tensor([-(4.0 ** -(head + 1)) * (9 - key) for key in range(10)]).softmax(0)
+        torch.testing.assert_close(attended[0, 9, head], weights @ values[0, :, head], rtol=0, atol=1e-5)
+
+
 def test_the_compiled_form_of_rope_is_the_complex_form(monkeypatch):
     x, positions = torch.randn(2, 16, 4, 8), torch.randint(0, 2000, (2, 16))
     eager = rotated(x, positions)
@@ -244,8 +305,13 @@ def test_second_derivatives_of_norms_are_right_or_refused(name):
 # --- placements and activations, as their papers write them ----------------------------------------------
 
 PLACED = {
-    "pre": lambda x, n1, n2, attention, ffn: (h := x + attention(n1(x))) + ffn(n2(h)),
-    "post": lambda x, n1, n2, attention, ffn: n2((h := n1(x + attention(x))) + ffn(h)),
+    "pre": lambda x, f, g, n: (h := x + f(n["attention_norm"](x))) + g(n["ffn_norm"](h)),
+    "post": lambda x, f, g, n: n["ffn_norm"]((h := n["attention_norm"](x + f(x))) + g(h)),
+    "sandwich": lambda x, f, g, n: (
+        (h := x + n["attention_out_norm"](f(n["attention_norm"](x)))) + n["ffn_out_norm"](g(n["ffn_norm"](h)))
+    ),
+    "parallel": lambda x, f, g, n: x + f(n["norm"](x)) + g(n["norm"](x)),
+    "reordered": lambda x, f, g, n: (h := x + n["attention_norm"](f(x))) + n["ffn_norm"](g(h)),
 }
 ACTIVATED = {
     "relu": lambda up: up.clamp(min=0),
@@ -254,16 +320,107 @@ ACTIVATED = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in PLACEMENTS.names() if name in PLACED])
-def test_a_placement_is_its_definition(name):
-    block = build(placement=name, norm="layernorm").blocks[0]
-    mix = torch.randn(32, 32)
+def placed(name, scale=1.0):
+    """A block whose attention is a function of one position: its output, and that of its definition."""
+    model = build(placement=small("placement", name, residual_scale=scale), norm="layernorm")
+    block, mix, x = model.blocks[0], torch.randn(32, 32), torch.randn(2, 5, 32)
     block.attention.forward = lambda x, context: (x @ mix).sin()
+    norms = {name: module for name, module in block.named_children() if "norm" in name}
+    attention, ffn = (lambda x: scale * (x @ mix).sin()), (lambda x: scale * block.ffn(x, None))
+    return block(x, None), PLACED[name](x, attention, ffn, norms)
+
+
+@pytest.mark.parametrize("name", PLACEMENTS.names())
+def test_a_placement_is_its_definition(name):
+    found, expected = placed(name)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pre", "post", "parallel"])
+def test_residual_scale_multiplies_what_a_sublayer_adds(name):
+    found, expected = placed(name, scale=0.3)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, norms", [("sandwich", ["attention_out_norm", "ffn_out_norm"]), ("reordered", [])])
+def test_residual_scale_multiplies_what_a_norm_after_the_sublayer_gives(name, norms):
+    block = build(placement=small("placement", name, residual_scale=0.3), norm="layernorm").blocks[0]
+    plain = build(placement=name, norm="layernorm").blocks[0]
+    plain.load_state_dict(block.state_dict())
+    with torch.no_grad():  # a gain and a bias of 0.3 do the same
+        for norm in norms or ["attention_norm", "ffn_norm"]:
+            for parameter in getattr(plain, norm).parameters():
+                parameter.mul_(0.3)
     x = torch.randn(2, 5, 32)
-    expected = PLACED[name](
-        x, block.attention_norm, block.ffn_norm, lambda x: (x @ mix).sin(), lambda x: block.ffn(x, None)
-    )
-    torch.testing.assert_close(block(x, None), expected, rtol=0, atol=1e-6)
+    for each in (block, plain):
+        each.attention.forward = lambda x, context: x.sin()
+    torch.testing.assert_close(block(x, None), plain(x, None), rtol=0, atol=1e-6)
+
+
+def test_deepnorm_is_post_with_a_residual_scale():
+    """norm(alpha x + f(x)) (Wang et al. 2022) = norm(x + f(x) / alpha), epsilon aside."""
+    alpha = 2.5
+    block = build(placement=small("placement", "post", residual_scale=1 / alpha), norm="layernorm").blocks[0]
+    block.attention.forward = lambda x, context: x.sin()
+    x = torch.randn(2, 5, 32)
+    h = block.attention_norm(alpha * x + x.sin())
+    expected = block.ffn_norm(alpha * h + block.ffn(h, None))
+    torch.testing.assert_close(block(x, None), expected, rtol=0, atol=1e-4)
+
+
+# --- options of attention --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "bias, model_bias, expected",
+    [
+        (None, False, set()),
+        (None, True, {"query", "key", "value", "out"}),
+        (True, False, {"query", "key", "value", "out"}),
+        (False, True, set()),
+        (["query", "key", "value"], False, {"query", "key", "value"}),
+        ([], True, set()),
+    ],
+)
+@pytest.mark.parametrize("name", ATTENTIONS.names())
+def test_attention_has_a_bias_where_it_is_asked_for(name, bias, model_bias, expected):
+    attention = build(attention=small("attention", name, bias=bias), bias=model_bias).blocks[0].attention
+    assert {part for part in ("query", "key", "value", "out") if getattr(attention, part).bias is not None} == expected
+
+
+def test_a_soft_cap_bounds_the_scores_and_a_wide_one_changes_nothing():
+    tokens = random_tokens(2, 12)
+    plain = build(attention="mha")
+    wide = twin(plain, attention=small("attention", "mha", softcap=1e4))
+    torch.testing.assert_close(wide(tokens), plain(tokens), rtol=0, atol=1e-4)
+    uniform = twin(plain, attention=small("attention", "mha", softcap=1e-6), pattern={"name": "full"})
+    seen = []
+    uniform.blocks[0].attention.out.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    uniform.blocks[0].attention.value.register_forward_hook(lambda _, args, out: seen.append(out))
+    uniform(tokens)
+    values, attended = seen
+    mean = values.cumsum(1) / torch.arange(1, 13).view(1, -1, 1)  # all scores nearly 0: the mean of the values
+    torch.testing.assert_close(attended, mean, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind, width", [("head", 8), ("width", 32)])
+def test_qk_norm_is_rmsnorm_of_queries_and_keys_alone(kind, width):
+    model = build(attention=small("attention", "mha", qk_norm=kind), position="none")
+    attention, x = model.blocks[0].attention, torch.randn(2, 5, 32)
+    seen = []
+
+    class Context:
+        def attend(self, query, key, value):
+            seen.extend((query, key, value))
+            return query
+
+    attention(x, Context())
+    for name, norm, found in zip(("query", "key"), (attention.query_norm, attention.key_norm), seen, strict=False):
+        flat = getattr(attention, name)(x)
+        grouped = flat.unflatten(-1, (-1, width))
+        expected = grouped / (grouped.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+        torch.testing.assert_close(found.flatten(-2), expected.flatten(-2), rtol=0, atol=1e-5)
+    assert torch.equal(seen[2].flatten(-2), attention.value(x))
 
 
 @pytest.mark.parametrize("name", [name for name in FFNS.names() if name in ACTIVATED])

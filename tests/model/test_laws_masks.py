@@ -33,8 +33,13 @@ TOLERANCE = {"rtol": 0, "atol": 1e-5}
 DEFINITIONS = {
     "full": lambda o, i, j: True,
     "local": lambda o, i, j: i - j < o["window"],
-    "strided": lambda o, i, j: i - j < o["stride"] or (i - j) % o["stride"] == 0,
-    "fixed": lambda o, i, j: i // o["block"] == j // o["block"] or j % o["block"] >= o["block"] - o["summary"],
+    "strided": lambda o, i, j: (
+        (o["part"] != "stride" and i - j < o["stride"]) or (o["part"] != "local" and (i - j) % o["stride"] == 0)
+    ),
+    "fixed": lambda o, i, j: (
+        (o["part"] != "summary" and i // o["block"] == j // o["block"])
+        or (o["part"] != "block" and (j % o["block"] >= o["block"] - o["summary"] or i == j))
+    ),
 }
 
 
@@ -210,6 +215,38 @@ def test_closed_forms_agree_with_counting(name, length):
     pattern = PATTERNS.build(small("pattern", name))
     assert pattern.pairs(length) == Pattern.pairs(pattern, length)
     assert pattern.reach(length) == Pattern.reach(pattern, length)
+
+
+def joined(*patterns, length=64) -> int:
+    """How many pairs a stack of layers with these patterns joins."""
+    steps = [torch.tensor(visible(PATTERNS.build(pattern), length)).float() for pattern in patterns]
+    reach = torch.eye(length)
+    for step in steps:
+        reach = (step @ reach > 0).float()
+    return int(reach.sum())
+
+
+def test_two_sparse_layers_join_every_pair():
+    """Merged, or split over the two layers; for the fixed pattern the blocks come first."""
+    strided, fixed = {"name": "strided", "stride": 8}, {"name": "fixed", "block": 8, "summary": 1}
+    assert joined(strided, strided) == joined(fixed, fixed) == 2080
+    local, stride = ({**strided, "part": part} for part in ("local", "stride"))
+    block, summary = ({**fixed, "part": part} for part in ("block", "summary"))
+    assert joined(local, stride) == joined(stride, local) == joined(block, summary) == 2080
+    assert joined(summary, block) == 2080 - 1568
+
+
+@pytest.mark.parametrize(
+    "whole, parts",
+    [
+        ({"name": "strided", "stride": 5}, ("local", "stride")),
+        ({"name": "fixed", "block": 6, "summary": 2}, ("block", "summary")),
+    ],
+    ids=["strided", "fixed"],
+)
+def test_the_merged_form_is_the_union_of_its_parts(whole, parts):
+    tables = [torch.tensor(visible(PATTERNS.build({**whole, "part": part}), 40)) for part in parts]
+    assert torch.equal(tables[0] | tables[1], torch.tensor(visible(PATTERNS.build(whole), 40)))
 
 
 @pytest.mark.parametrize("name", PATTERNS.names())

@@ -27,18 +27,21 @@ def case(shape, scored):
     return hidden, weight, SCORED[scored](targets)
 
 
-def plain(hidden, weight, targets):
+def plain(hidden, weight, targets, softcap=None):
     """Zero, not NaN, where no target is scored."""
     logits = (hidden @ weight.t()).flatten(0, 1)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     total = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction="sum")
     return total / (targets != IGNORE).sum().clamp(min=1)
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0], ids=["", "capped"])
 @pytest.mark.parametrize("scored", SCORED)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_value_and_gradients_are_those_of_cross_entropy_on_all_logits(shape, scored):
+def test_value_and_gradients_are_those_of_cross_entropy_on_all_logits(shape, scored, softcap):
     hidden, weight, targets = case(shape, scored)
-    loss, expected = next_token_loss(hidden, weight, targets), plain(hidden, weight, targets)
+    loss, expected = next_token_loss(hidden, weight, targets, softcap), plain(hidden, weight, targets, softcap)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     found = torch.autograd.grad(3 * loss, [hidden, weight])
     for gradient, exact in zip(found, torch.autograd.grad(3 * expected, [hidden, weight]), strict=True):

@@ -85,6 +85,49 @@ REFUSED = {
     ),
     "kv_heads 0": ({"attention": {"name": "gqa", "kv_heads": 0}}, ["model.attention.kv_heads=0", "1, 2, 4"]),
     "head_dim 0": ({"attention": {"name": "mha", "head_dim": 0}}, ["model.attention.head_dim=0", "at least 1"]),
+    "a bias that no projection has": (
+        {"attention": {"name": "mha", "bias": ["query", "keys"]}},
+        ["model.attention.bias", "keys", "query, key, value, out"],
+    ),
+    "soft-cap 0": ({"attention": {"name": "mha", "softcap": 0.0}}, ["model.attention.softcap=0.0", "above 0"]),
+    "a soft-cap that the kernel has not": (
+        {"attention": {"name": "mha", "softcap": 5.0}, "kernel": "sdpa"},
+        ["model.kernel=sdpa", "no soft-cap", "auto"],
+    ),
+    "soft-cap of the logits 0": ({"logit_softcap": 0.0}, ["model.logit_softcap=0.0", "above 0"]),
+    "embeddings scaled twice": (
+        {"scale_embeddings": True, "position": {"name": "sinusoidal"}},
+        ["model.scale_embeddings", "sinusoidal", "already"],
+    ),
+    "residual scale 0": (
+        {"placement": {"name": "pre", "residual_scale": 0.0}},
+        ["model.placement.residual_scale=0.0", "above 0"],
+    ),
+    "no channels to rotate": ({"position": {"name": "rope", "fraction": 0.0}}, ["model.position.fraction=0.0", "even"]),
+    "an odd number of channels to rotate": (
+        {"position": {"name": "rope", "fraction": 0.375}},
+        ["model.position.fraction=0.375", "3 channels", "even"],
+    ),
+    "more channels to rotate than there are": (
+        {"position": {"name": "rope", "fraction": 1.5}},
+        ["model.position.fraction=1.5", "12 channels"],
+    ),
+    "interpolation by 0": ({"position": {"name": "rope_linear", "factor": 0.0}}, ["model.position.factor=0.0"]),
+    "slow pairs quicker than quick ones": (
+        {"position": {"name": "rope_llama3", "low_freq_factor": 5.0}},
+        ["model.position.low_freq_factor=5.0", "high_freq_factor=4.0"],
+    ),
+    "theta 0": ({"position": {"name": "rope", "theta": 0.0}}, ["model.position.theta=0.0", "above 0"]),
+    "stride 0": ({"pattern": {"name": "strided", "stride": 0}}, ["model.pattern.stride=0", "at least 1"]),
+    "block 0": ({"pattern": {"name": "fixed", "block": 0}}, ["model.pattern.block=0", "at least 1"]),
+    "more summary than block": (
+        {"pattern": {"name": "fixed", "block": 4, "summary": 5}},
+        ["model.pattern.summary=5", "model.pattern.block=4"],
+    ),
+    "a part that the pattern has not": (
+        {"pattern": {"name": "fixed", "part": "stride"}},
+        ["model.pattern.part='stride'", "block, summary"],
+    ),
     "dim that heads do not divide": ({"dim": 34}, ["model.dim=34", "model.heads=4", "head_dim"]),
     "odd heads under rope": ({"dim": 36, "heads": 4}, ["model.attention.head_dim=9", "even"]),
     "odd width under sinusoids": (

@@ -44,7 +44,21 @@ def small(axis: str, name: str, **options) -> dict:
 
 
 def singles(axis: str) -> list[dict]:
-    return [small(axis, name) for name in AXES[axis].names()]
+    """Every component, also with each of its options that name a variant (a `Literal`) at every choice."""
+    found = []
+    for name in AXES[axis].names():
+        found.append(small(axis, name))
+        for option, hint in typing.get_type_hints(AXES[axis].component(name).__init__).items():
+            if option in AXES[axis].options(name):
+                default = AXES[axis].options(name)[option].default
+                found += [small(axis, name, **{option: choice}) for choice in choices(hint) if choice != default]
+    return found
+
+
+def choices(hint: object) -> list:
+    if typing.get_origin(hint) is typing.Literal:
+        return list(typing.get_args(hint))
+    return [choice for part in typing.get_args(hint) for choice in choices(part)]
 
 
 def cycles(axis: str) -> list[dict]:
@@ -66,7 +80,7 @@ def nodes(axis: str) -> list[dict]:
 
 def label(node: dict) -> str:
     members = node.get("cycle", [node])
-    return "+".join(member["name"] for member in members)
+    return "+".join("=".join(v for k, v in member.items() if isinstance(v, str)) for member in members)
 
 
 def labels(row: dict) -> str:
