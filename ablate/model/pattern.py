@@ -71,7 +71,10 @@ class Full(Pattern):
 @PATTERNS.register("local")
 @dataclass(frozen=True, kw_only=True)
 class Local(Pattern):
-    """The last `window` positions, the query's own included (Beltagy et al. 2020; Mistral)."""
+    """The last `window` positions, the query's own included (Beltagy et al. 2020; Mistral 7B, 2023).
+
+    window: how many keys a query sees.
+    """
 
     window: int = 128
 
@@ -95,6 +98,7 @@ class Local(Pattern):
 class Strided(Pattern):
     """The last `stride` positions, and every `stride`-th before (Child et al. 2019).
 
+    stride: how many positions are local, and how far apart the others are.
     part: null for both in one layer; `local` or `stride` for one of them, to take turns over the layers.
     """
 
@@ -115,6 +119,8 @@ class Strided(Pattern):
 class Fixed(Pattern):
     """The query's own block, and the last `summary` positions of every block (Child et al. 2019).
 
+    block: positions of a block.
+    summary: how many positions at the end of a block all later ones see.
     part: null for both in one layer; `block` or `summary` for one of them, to take turns over the layers.
         In a `summary` layer a position sees itself as well: before the first summary there is nothing else.
     """
