@@ -1,5 +1,9 @@
-"""Tiny decoders, drawn from the registries: a component is enrolled in the laws by being registered."""
+"""Tiny decoders, drawn from the registries: a component is enrolled in the laws by being registered.
 
+ABLATE_PLUGINS=my_parts,more enrols those of your own modules.
+"""
+
+import os
 import typing
 from collections.abc import Iterator
 from itertools import combinations
@@ -8,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ablate.errors import AblateError
-from ablate.model.config import AXES, DecoderConfig
+from ablate.model.config import AXES, DecoderConfig, load_plugins
 from ablate.model.decoder import Decoder
 from ablate.model.position import POSITIONS
+
+load_plugins([module for module in os.environ.get("ABLATE_PLUGINS", "").split(",") if module])
 
 SCALARS = {"dim": 32, "depth": 2, "heads": 4, "context": 32, "vocab_size": 61}
 BASE = {
