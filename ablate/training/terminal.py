@@ -69,7 +69,7 @@ def _layer_table(specs: list[dict[str, dict]], kernels: list[str]) -> Table:
 
 
 def _component(spec: dict[str, Any]) -> str:
-    options = " ".join(f"{key}={value}" for key, value in spec.items() if key != "name" and value is not None)
+    options = " ".join(f"{key}={value}" for key, value in spec.items() if key != "name" and value)  # what is on
     return f"{spec['name']} {options}".strip()
 
 
