@@ -11,6 +11,7 @@ from ablate.model.cache import Cache, LayerShape
 from ablate.model.config import AXES, DecoderConfig
 from ablate.model.init import initialise
 from ablate.model.kernel import KERNELS, Kernel, Place, Scores, choose_kernel
+from ablate.model.memory import check_memory
 from ablate.model.pattern import Layout, Pattern, document_runs
 from ablate.model.position import Position
 
@@ -78,6 +79,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         specs = config.layers()
+        check_memory(config)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self._assemble(config, specs)
