@@ -9,8 +9,8 @@ from typing import Any
 from ablate.errors import AblateError, did_you_mean
 from ablate.model.attention import ATTENTIONS
 from ablate.model.block import PLACEMENTS
-from ablate.model.feedforward import FFNS
 from ablate.model.kernel import check_kernel
+from ablate.model.moe import FFNS  # the dense ones, and the mixture
 from ablate.model.norm import NORMS
 from ablate.model.pattern import PATTERNS
 from ablate.model.position import POSITIONS

@@ -171,7 +171,7 @@ class Decoder(nn.Module):
             x = x * self.config.dim**0.5
         for position in self.positions:
             x = position.embed(x, positions)
-        real = None if documents is None or record is None else documents >= 0
+        real = None if documents is None else documents >= 0
         contexts = self._contexts(positions, layouts, self._place(x, cache is not None), cache, real, record)
         for block, context in zip(self.blocks, contexts, strict=True):
             x = block(x, context)

@@ -36,6 +36,40 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _onednn_linear(x, weight, bias) if by_onednn else F.linear(x, weight, bias)
 
 
+class GroupedLinear(nn.Module):
+    """`groups` linear maps of one shape, weight `[E, out, in]`, bias `[E, out]`: each row of x goes through one."""
+
+    def __init__(self, groups: int, in_features: int, out_features: int, bias: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(groups, out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(groups, out_features)) if bias else None
+
+    def unbind(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Weight and bias of each map."""
+        biases = [None] * len(self.weight) if self.bias is None else self.bias.unbind()
+        return list(zip(self.weight.unbind(), biases, strict=True))
+
+    def forward(self, x: Tensor, group: Tensor, ends: Tensor) -> Tensor:
+        """x `[R, in]`, sorted by `group` `[R]`, of which the last rows end before `ends` `[E]` (int32) -> `[R, out]`.
+
+        One kernel for all groups, which never asks the device how large they are.
+        """
+        weight, width = self.weight.to(x.dtype), self.weight.shape[1]
+        if x.is_meta:  # where FLOPs are counted, which are the same whichever the map
+            y = F.linear(x, weight[0])
+        else:
+            weight = _aligned(weight.transpose(1, 2), 1, 2)
+            y = F.grouped_mm(_aligned(x, 1), weight, offs=ends)[:, :width]
+        return y if self.bias is None else y + self.bias.to(x.dtype)[group]
+
+
+def _aligned(x: Tensor, *dims: int) -> Tensor:
+    """Zeros added to `dims`, up to the multiple of 16 bytes that the grouped kernel wants rows to be of."""
+    step = 16 // x.element_size()
+    sizes = [pad for dim in reversed(range(x.ndim)) for pad in (0, -x.shape[dim] % step if dim in dims else 0)]
+    return F.pad(x, sizes) if any(sizes) else x
+
+
 @torch.library.custom_op("ablate::linear", mutates_args=())
 def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """By oneDNN: 1.4 times as fast, in this product and the next, as the BLAS behind F.linear on an AMD Zen 4."""

@@ -64,6 +64,17 @@ def nodes(axis: str) -> list[dict]:
     return singles(axis) + cycles(axis)
 
 
+def settled(row: dict) -> dict:
+    """The row with all experts of a mixture chosen: rounding cannot make it choose others, which is no small change."""
+
+    def settle(node: dict) -> dict:
+        if "cycle" in node:
+            return {"cycle": [settle(member) for member in node["cycle"]]}
+        return {**node, "top_k": node["experts"]} if "experts" in node else node
+
+    return {axis: settle(node) for axis, node in row.items()}
+
+
 def label(node: dict) -> str:
     members = node.get("cycle", [node])
     return "+".join(member["name"] for member in members)
@@ -205,6 +216,8 @@ def alternatives(hint: object, value: object) -> list:
         return [value + 1, value * 2, value - 1, value // 2, value * 4]
     if isinstance(value, float):
         return [0.5 if value < 0.01 else value * 2, value / 2]
+    if hint == str | dict:  # the expert of a mixture
+        return [name for name in AXES["ffn"].names() if name != value]
     if value is None:
         kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
         fresh = {bool: [True, False], int: [2, 4, 16, 64, 256], float: [0.5, 2.0], str: []}
