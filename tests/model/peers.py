@@ -108,6 +108,18 @@ def from_phi3(weights: Weights) -> Weights:
     return from_llama()(apart)
 
 
+def from_mixtral(weights: Weights) -> Weights:
+    """Its experts are three-dimensional: `[E, gate and up, in]` and `[E, out, hidden]`."""
+    apart = {}
+    for name, weight in renamed(weights, {"mlp.gate.": "ffn.router.", "mlp.experts": "ffn.experts"}).items():
+        if "gate_up_proj" in name:
+            for part, w in zip(("gate", "up"), weight.chunk(2, dim=1), strict=True):
+                apart[name.replace("gate_up_proj", f"{part}.weight")] = w
+        else:
+            apart[name.replace("experts.down_proj", "experts.out.weight")] = weight
+    return from_llama()(apart)
+
+
 def from_gpt2(weights: Weights) -> Weights:
     """Its matrices are stored `[in, out]`, those of queries, keys and values as one."""
     names = {
@@ -239,6 +251,10 @@ PEERS = {
     "Mistral": Peer(
         "mistral", "Mistral", llama_options(sliding_window=5, **rope(10000.0)), from_llama(),
         [HIDDEN, "model.pattern.window=5"],
+    ),
+    "Mixtral": Peer(
+        "mixtral", "Mixtral", llama_options(num_local_experts=8, num_experts_per_tok=2, **rope(1000000.0)),
+        from_mixtral, [HIDDEN],
     ),
     "Phi-3": Peer(
         "phi3", "Phi3", llama_options(num_key_value_heads=4, sliding_window=5, **rope(10000.0)), from_phi3,

@@ -14,10 +14,8 @@ from ablate.training.parts import assemble
 from .harness import SCALARS
 
 CONF = Path(config_dir())
-PRESETS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "base")
 FULL_SIZE = ["llama3_8b", "llama3_70b", "llama3_405b"]  # the others are of base.yaml's size
-WAITING = {"mixtral": "moe", "gemma2": "geglu"}  # for components that are still to come
-PRESETS = [p for p in PRESETS if p not in FULL_SIZE and (p not in WAITING or WAITING[p] in AXES["ffn"].names())]
+PRESETS = sorted({path.stem for path in (CONF / "model").glob("*.yaml")} - {"base", *FULL_SIZE})
 CHOICES = [
     (axis, path.stem)
     for axis in AXES
