@@ -194,7 +194,7 @@ class Decoder(nn.Module):
         kernels = self.kernels(place)
         for number, (layer, layout, name) in enumerate(zip(self.layers, layouts, kernels, strict=True)):
             scores, kernel = layer.scores, KERNELS[name]
-            key = f"{name} {scores.pattern} {layer.position if scores.bias else ''}"
+            key = (name, str(scores.pattern), layer.position if scores.bias else None)
             if key not in masks:
                 masks[key] = kernel.prepare(scores, layout, place.dtype)
             position, rotation = self.positions[layer.position], rotations[layer.position]
@@ -252,6 +252,6 @@ class Decoder(nn.Module):
 
     def _place(self, x: Tensor, cached: bool) -> Place:
         device = x.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        autocast = device != "meta" and torch.is_autocast_enabled(device)  # which does not know that device
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
         return Place(device, dtype, torch.is_grad_enabled() and not cached, cached)

@@ -144,7 +144,7 @@ class MixtureOfExperts(FeedForward):
         group = chosen[order]
         number = torch.arange(self.router.out_features, device=x.device)
         ends = torch.searchsorted(group, number, right=True, out_int32=True)
-        if dtype == torch.float64 or (x.device.type == "cpu" and not torch.compiler.is_compiling()):
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
             rows = self._one_by_one(rows, ends)
         else:
             maps = [partial(project, group=group, ends=ends) for project in self.experts.maps()]
@@ -183,8 +183,8 @@ class MixtureOfExperts(FeedForward):
         context.note("router_experts", routing.experts.view(*shape, -1))
 
     def idle_parameters(self) -> int:
-        maps = [parameter for project in self.experts.maps() for parameter in project.parameters()]
-        return sum(p[0].numel() for p in maps) * (self.router.out_features - self.top_k)
+        count, experts = self.router.out_features, self.experts.maps()
+        return sum(p.numel() // count for maps in experts for p in maps.parameters()) * (count - self.top_k)
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -220,7 +220,7 @@ class _Take(torch.autograd.Function):
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    autocast = not x.is_meta and torch.is_autocast_enabled(device)  # which does not know that device
     return torch.get_autocast_dtype(device) if autocast else x.dtype
 
 
