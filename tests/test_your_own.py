@@ -53,7 +53,7 @@ def test_the_model_of_the_page_trains(folder):
 
 def test_the_laws_run_over_the_parts_of_the_page(folder):
     (line,) = [line for line in COMMANDS if "pytest" in line]
-    setting, python, *arguments, tests = shlex.split(line)
+    setting, _, *arguments, tests = shlex.split(line)
     name, value = setting.split("=")
     chosen = "alive and (scalenorm or dilated or reglu)"
     done = run(folder, [*arguments, str(ROOT / tests), "-q", "-k", chosen, "-p", "no:cacheprovider"], **{name: value})

@@ -11,6 +11,7 @@ from ablate.model.cache import Cache, LayerShape
 from ablate.model.config import AXES, DecoderConfig
 from ablate.model.init import initialise
 from ablate.model.kernel import KERNELS, Kernel, Place, Scores, choose_kernel
+from ablate.model.memory import check_memory
 from ablate.model.pattern import Layout, Pattern, document_runs
 from ablate.model.position import Position
 
@@ -78,6 +79,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         specs = config.layers()
+        check_memory(config)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self._assemble(config, specs)
@@ -137,8 +139,11 @@ class Decoder(nn.Module):
         documents: `[B, T]`, which document a token is of: attention does not cross them. None: a row is one.
         cache: holds the tokens before these and takes these in; `documents` may then only mark padding, by -1.
         """
-        logits = self.head(self.hidden(tokens, positions, documents, cache))
-        cap = self.config.logit_softcap
+        return self.logits(self.hidden(tokens, positions, documents, cache))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What `hidden` gives, `[..., D]` -> `[..., V]`."""
+        logits, cap = self.head(hidden), self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def hidden(
@@ -192,7 +197,7 @@ class Decoder(nn.Module):
         kernels = self.kernels(place)
         for number, (layer, layout, name) in enumerate(zip(self.layers, layouts, kernels, strict=True)):
             scores, kernel = layer.scores, KERNELS[name]
-            key = f"{name} {scores.pattern} {layer.position if scores.bias else ''}"
+            key = (name, str(scores.pattern), layer.position if scores.bias else None)
             if key not in masks:
                 masks[key] = kernel.prepare(scores, layout, place.dtype)
             position, rotation = self.positions[layer.position], rotations[layer.position]
@@ -250,6 +255,6 @@ class Decoder(nn.Module):
 
     def _place(self, x: Tensor, cached: bool) -> Place:
         device = x.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        autocast = device != "meta" and torch.is_autocast_enabled(device)  # which does not know that device
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
         return Place(device, dtype, torch.is_grad_enabled() and not cached, cached)

@@ -32,13 +32,15 @@ class Dense(FeedForward):
     """out(activation(up(x))) (Vaswani et al. 2017), or with a gate, out(activation(gate(x), up(x))) (Shazeer 2020).
 
     A subclass says which maps read x (`inputs`) and what becomes of them (`activation`, elementwise), no more: it
-    can then also be the expert of a mixture. Hidden width unless given: 4 D; with a gate 8/3 D, which is as many
-    parameters, up to a multiple of 16.
+    can then also be the expert of a mixture.
+
+    hidden: width between the maps; null: 4 dim, or with a gate 8/3 dim, which is as many parameters, up to a
+        multiple of 16.
     """
 
     inputs: tuple[str, ...] = ("up",)
 
-    def __init__(self, dim: int, bias: bool, hidden: int | None):
+    def __init__(self, dim: int, bias: bool, *, hidden: int | None = None):
         super().__init__()
         if hidden is None:
             hidden = 4 * dim if len(self.inputs) == 1 else 16 * math.ceil(8 * dim / 48)
@@ -68,9 +70,6 @@ class Dense(FeedForward):
 class ReLU(Dense):
     """max(0, x) (Vaswani et al. 2017)."""
 
-    def __init__(self, dim: int, bias: bool, *, hidden: int | None = None):
-        super().__init__(dim, bias, hidden)
-
     def activation(self, up: Tensor) -> Tensor:
         return F.relu(up)
 
@@ -79,19 +78,19 @@ class ReLU(Dense):
 class SquaredReLU(Dense):
     """max(0, x)^2 (So et al. 2021, Primer)."""
 
-    def __init__(self, dim: int, bias: bool, *, hidden: int | None = None):
-        super().__init__(dim, bias, hidden)
-
     def activation(self, up: Tensor) -> Tensor:
         return F.relu(up).square()
 
 
 @FFNS.register("gelu")
 class GELU(Dense):
-    """x * Phi(x), exact or by tanh (Hendrycks and Gimpel 2016). GPT-2 used the tanh form."""
+    """x * Phi(x) (Hendrycks and Gimpel 2016).
+
+    tanh: the approximation by tanh, which GPT-2 used.
+    """
 
     def __init__(self, dim: int, bias: bool, *, hidden: int | None = None, tanh: bool = False):
-        super().__init__(dim, bias, hidden)
+        super().__init__(dim, bias, hidden=hidden)
         self.approximate = "tanh" if tanh else "none"
 
     def activation(self, up: Tensor) -> Tensor:
@@ -104,21 +103,21 @@ class SwiGLU(Dense):
 
     inputs = ("gate", "up")
 
-    def __init__(self, dim: int, bias: bool, *, hidden: int | None = None):
-        super().__init__(dim, bias, hidden)
-
     def activation(self, gate: Tensor, up: Tensor) -> Tensor:
         return F.silu(gate) * up
 
 
 @FFNS.register("geglu")
 class GEGLU(Dense):
-    """gelu(gate) * up, exact or by tanh (Shazeer 2020). Gemma (2024) used the tanh form."""
+    """gelu(gate) * up (Shazeer 2020).
+
+    tanh: the approximation by tanh, which Gemma (2024) used.
+    """
 
     inputs = ("gate", "up")
 
     def __init__(self, dim: int, bias: bool, *, hidden: int | None = None, tanh: bool = False):
-        super().__init__(dim, bias, hidden)
+        super().__init__(dim, bias, hidden=hidden)
         self.approximate = "tanh" if tanh else "none"
 
     def activation(self, gate: Tensor, up: Tensor) -> Tensor:

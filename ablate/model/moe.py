@@ -33,7 +33,10 @@ class Routing:
 class MixtureOfExperts(FeedForward):
     """sum of gate_e * expert_e(x) over the `top_k` experts e with the highest router logits (Shazeer et al. 2017).
 
-    expert: the name of any dense FFN, or its node, such as {name: gelu, tanh: true}; `hidden` is its width.
+    experts: how many there are.
+    top_k: how many of them a token passes through.
+    expert: the name of any dense FFN, or its node, such as {name: gelu, tanh: true}.
+    hidden: width of one expert; null: that of the dense FFN.
     softmax: gates are probabilities among all experts, not normalised again over the chosen ones (`before`: Switch,
         Fedus et al. 2021; OLMoE, 2024), or a softmax over the chosen logits alone (`after`: Mixtral, 2024).
     shared_experts: a dense FFN that many times as wide, through which every token passes (DeepSeekMoE, 2024).
@@ -144,7 +147,7 @@ class MixtureOfExperts(FeedForward):
         group = chosen[order]
         number = torch.arange(self.router.out_features, device=x.device)
         ends = torch.searchsorted(group, number, right=True, out_int32=True)
-        if dtype == torch.float64 or (x.device.type == "cpu" and not torch.compiler.is_compiling()):
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
             rows = self._one_by_one(rows, ends)
         else:
             maps = [partial(project, group=group, ends=ends) for project in self.experts.maps()]
@@ -183,8 +186,8 @@ class MixtureOfExperts(FeedForward):
         context.note("router_experts", routing.experts.view(*shape, -1))
 
     def idle_parameters(self) -> int:
-        maps = [parameter for project in self.experts.maps() for parameter in project.parameters()]
-        return sum(p[0].numel() for p in maps) * (self.router.out_features - self.top_k)
+        count, experts = self.router.out_features, self.experts.maps()
+        return sum(p.numel() // count for maps in experts for p in maps.parameters()) * (count - self.top_k)
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -220,7 +223,7 @@ class _Take(torch.autograd.Function):
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    autocast = not x.is_meta and torch.is_autocast_enabled(device)  # which does not know that device
     return torch.get_autocast_dtype(device) if autocast else x.dtype
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -42,14 +43,14 @@ class LanguageModel(LightningModule):
         loss = next_token_loss(hidden, decoder.head.weight, batch["targets"], decoder.config.logit_softcap)
         return loss, record
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         loss, record = self._train_loss(batch)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/lr", self.lr_schedulers().get_last_lr()[0])
         for name, auxiliary in record.losses.items():
             self.log(f"train/{name}", auxiliary)
             loss = loss + auxiliary
-        return loss
+        return {"loss": loss, "statistics": record.statistics}
 
     def on_validation_epoch_start(self) -> None:
         self._nats = torch.zeros((), dtype=torch.float64, device=self.device)
