@@ -155,16 +155,17 @@ class MixtureOfExperts(FeedForward):
         outputs = _Take.apply(rows, place, order, 1).view(*routing.experts.shape, -1)
         return (outputs * routing.gates.unsqueeze(-1)).sum(1).to(dtype)
 
-    def _one_by_one(self, rows: Tensor, ends: Tensor) -> Tensor:
+    def _one_by_one(self, x: Tensor, ends: Tensor) -> Tensor:
         """On a CPU the quickest, and there a row's result does not hang on how many share its expert."""
-        outputs = []
-        experts = zip(*(project.unbind() for project in self.experts.maps()), strict=True)
-        for part, weights in zip(rows.tensor_split(ends[:-1].tolist()), experts, strict=True):
-            if len(part):
-                padded = F.pad(part, (0, 0, 0, max(0, _LEAST_ROWS - len(part))))
-                maps = [partial(linear, weight=weight, bias=bias) for weight, bias in weights]
-                outputs.append(self.experts.through(padded, maps)[: len(part)])
-        return torch.cat(outputs)
+        sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
+        experts = zip(*(project.unbind(x.dtype) for project in self.experts.maps()), strict=True)
+        parts = zip(x.split(sizes), experts, strict=True)
+        return torch.cat([self._one(part, weights) for part, weights in parts if len(part)])
+
+    def _one(self, x: Tensor, weights: tuple[tuple[Tensor, Tensor | None], ...]) -> Tensor:
+        if len(x) < _LEAST_ROWS:
+            return self._one(F.pad(x, (0, 0, 0, _LEAST_ROWS - len(x))), weights)[: len(x)]
+        return self.experts.through(x, [partial(linear, weight=weight, bias=bias) for weight, bias in weights])
 
     # --- what it leaves beside -----------------------------------------------------------------------
 
