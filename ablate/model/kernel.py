@@ -59,7 +59,7 @@ class Kernel:
 
     def refusal(self, scores: Scores) -> str | None:
         """What this kernel cannot do of a layer, wherever it runs."""
-        if self.patterns == "bands" and not scores.pattern.is_band(BAND_LENGTH):
+        if self.patterns == "bands" and scores.pattern.band() is None:
             return f"cannot mask the pattern {scores.pattern}"
         if scores.bias is not None and not self.bias:
             return "cannot add a position's bias to the scores"
@@ -89,7 +89,6 @@ class Kernel:
         raise NotImplementedError
 
 
-BAND_LENGTH = 1024  # a pattern that is a band on a document of so many tokens is taken for one
 KERNELS: dict[str, Kernel] = {}
 
 
@@ -139,9 +138,10 @@ class SDPA(Kernel):
         keys, pattern = layout.key.shape[-1], scores.pattern
         bias = dense_bias(scores, layout)
         if bias is None:
-            if layout.square and pattern.pairs(keys) == keys * (keys + 1) // 2:
+            band = pattern.band()
+            if layout.square and band is not None and band >= keys:
                 return None, True
-            if layout.last and pattern.is_band(layout.last):
+            if layout.last and band is not None:
                 return None, False
             bias = torch.zeros((), device=layout.key.device)
         # Added to the scores, in their own precision: SDPA would convert a boolean mask in every layer.
