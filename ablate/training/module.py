@@ -12,7 +12,7 @@ from ablate.data import PackedRows
 from ablate.model.decoder import Decoder, Record
 from ablate.model.loss import IGNORE, next_token_loss, token_losses
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Tensor | int]  # see PackedRows
 
 
 class LanguageModel(LightningModule):
@@ -36,10 +36,14 @@ class LanguageModel(LightningModule):
         # The compiled function stands beside the module: its parameters keep their names.
         self._train_loss = torch.compile(self._loss) if compile else self._loss
 
+    def _hidden(self, batch: Batch, record: Record | None = None) -> Tensor:
+        documents, most = batch.get("documents"), batch.get("max_documents")
+        return self.decoder.hidden(batch["tokens"], batch["positions"], documents, record=record, max_documents=most)
+
     def _loss(self, batch: Batch) -> tuple[Tensor, Record]:
         """The loss of the next token, and what the layers left beside."""
-        record, decoder = Record(), self.decoder
-        hidden = decoder.hidden(batch["tokens"], batch["positions"], batch.get("documents"), record=record)
+        record = Record()
+        hidden, decoder = self._hidden(batch, record), self.decoder
         loss = next_token_loss(hidden, decoder.head.weight, batch["targets"], decoder.config.logit_softcap)
         return loss, record
 
@@ -57,8 +61,7 @@ class LanguageModel(LightningModule):
         self._scored = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        decoder = self.decoder
-        hidden = decoder.hidden(batch["tokens"], batch["positions"], batch["documents"])
+        hidden, decoder = self._hidden(batch), self.decoder
         nats = token_losses(hidden, decoder.head.weight, batch["targets"], decoder.config.logit_softcap)
         self._nats += nats.sum(dtype=torch.float64)
         self._scored += (batch["targets"] != IGNORE).sum()
