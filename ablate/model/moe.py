@@ -1,5 +1,6 @@
 """Mixture of experts: each token passes through a few of many dense FFNs, `[B, T, D] -> [B, T, D]`."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -127,9 +128,10 @@ class MixtureOfExperts(FeedForward):
 
     def _drop(self, routing: Routing, real: Tensor | None) -> Routing:
         tokens, choices, experts = routing.taken.shape
-        if real is not None:
-            tokens = real.sum(dtype=torch.float64)
-        capacity = torch.as_tensor(self.capacity_factor * tokens * choices / experts).ceil()
+        if real is None:
+            capacity = math.ceil(self.capacity_factor * tokens * choices / experts)
+        else:
+            capacity = (self.capacity_factor * real.sum(dtype=torch.float64) * choices / experts).ceil()
         queue = routing.taken.transpose(0, 1).flatten(0, 1)  # all first choices, then all second ones
         place = (queue.cumsum(0) * queue).sum(-1).view(choices, -1).t()
         dropped = place > capacity
