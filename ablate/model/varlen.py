@@ -79,7 +79,11 @@ def sequence_bounds(documents: Tensor, max_documents: int | None) -> Tensor:
 
 def _runs(number: Tensor) -> int:
     if torch.compiler.is_compiling():  # a graph break, rather than as many sequences as tokens
-        return torch.compiler.disable(int)(number[-1])
+        return torch.compiler.disable(_last)(number)
+    return _last(number)
+
+
+def _last(number: Tensor) -> int:
     return int(number[-1])
 
 

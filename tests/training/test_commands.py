@@ -62,6 +62,8 @@ BAD_MODEL = {
     "optimiser=adamw": ("optimiser", "'optimizer'"),
     "model.norm.name=layernrom": ("model.norm", "layernrom", "'layernorm'"),
     "model.kernel=sdpaa": ("model.kernel", "'sdpa'"),
+    "model.kernel=varlen": ("model.kernel=varlen", "cuda", "this is cpu"),
+    "model.kernel=flex": ("model.kernel=flex", "no gradient on cpu"),
     "model.dim=30": ("model.dim=30", "model.heads=4"),
     "model.dim=abc": ("model.dim", "abc"),
     "model.depth=0": ("model.depth",),
