@@ -62,7 +62,7 @@ class Recall(Task):
     goes with g^(0.01 - 1). Between them lie random values (there: random symbols), so that a key comes only twice.
     """
 
-    def __init__(self, *, symbols: int = 64, pairs: int = 8):
+    def __init__(self, *, symbols: int = 64, pairs: int = 4):
         super().__init__(symbols)
         self.keys, self.pairs = symbols // 2, pairs
         if not 1 <= pairs <= self.keys:
@@ -119,7 +119,7 @@ class Induction(Task):
     be found by what the tokens are, not by how far away they stand.
     """
 
-    def __init__(self, *, symbols: int = 64, shortest: int = 8, longest: int = 32):
+    def __init__(self, *, symbols: int = 32, shortest: int = 4, longest: int = 16):
         super().__init__(symbols)
         if not 1 <= shortest <= longest:
             raise AblateError(f"data.shortest={shortest}: expected 1 to data.longest={longest}")
