@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help train test lint format gpu
+.PHONY: help train test lint format docs gpu
 
 # Read when .venv is created. Unset: the first of these that is 3.11 to 3.13.
 PYTHON ?= python3 python3.13 python3.12 python3.11
@@ -36,6 +36,9 @@ lint: .venv/.dev  ## check style and formatting, change nothing
 format: .venv/.dev  ## mend style and formatting where ruff can
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+docs: .venv/.base  ## write the generated parts of docs/ anew
+	PYTHONPATH=. .venv/bin/python docs/generate.py
 
 gpu:  ## on a CUDA machine: GPU tests and training speed, as JSON in OUT=results/gpu; installs nothing
 	@$(GPU_PYTHON) -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null \

@@ -52,7 +52,7 @@ class PackedRows(Dataset):
     def size(self) -> int:
         return len(self)
 
-    def __getitem__(self, ids: Sequence[int]) -> dict[str, Tensor]:
+    def __getitem__(self, ids: Sequence[int]) -> dict[str, Tensor | int]:
         """The batch of the rows `ids`; an id of -1 is a row of padding only.
 
         Returns:
@@ -60,6 +60,8 @@ class PackedRows(Dataset):
             targets: `[B, T]` int64, the token that follows; -100 on padding.
             positions: `[B, T]` int64, padding 0.
             documents: `[B, T]` int32, only with the document mask: 0, 1, 2, ... for the pieces of a row, -1 on padding.
+            max_documents: with `documents`: no row has more runs of them, padding included; rounded up to a power of
+                two, so that compiled code meets few values.
         """
         ids = np.asarray(ids, dtype=np.int64)
         batch, size = len(ids), len(ids) * self.context
@@ -87,7 +89,11 @@ class PackedRows(Dataset):
         if self.document_mask:
             arrays["documents"] = np.full(size, -1, dtype=np.int32)
             arrays["documents"][to] = np.repeat(ordinal, length)
-        return {name: torch.from_numpy(array).view(batch, self.context) for name, array in arrays.items()}
+        tensors = {name: torch.from_numpy(array).view(batch, self.context) for name, array in arrays.items()}
+        if not self.document_mask:
+            return tensors
+        padded = np.bincount(row, length, minlength=batch) < self.context
+        return {**tensors, "max_documents": 1 << int((count + padded).max() - 1).bit_length()}
 
 
 def _ranges(counts: np.ndarray) -> np.ndarray:

@@ -41,8 +41,9 @@ class RowSource(Protocol):
     targets: int  # how many targets of the split are scored, where it has an end
     bytes: int | None  # UTF-8 bytes of the text; None: not text, and the share of right answers is measured instead
 
-    def __getitem__(self, ids: Sequence[int]) -> dict[str, Tensor]:
-        """The batch of the rows `ids`: tokens, targets, positions and, where attention keeps to them, documents."""
+    def __getitem__(self, ids: Sequence[int]) -> dict[str, Tensor | int]:
+        """The batch of the rows `ids`: tokens, targets, positions and, where attention keeps to them, documents
+        and max_documents."""
 
 
 class Opened(Protocol):

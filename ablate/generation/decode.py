@@ -80,7 +80,7 @@ class _Cached:
 
     def prefill(self) -> Tensor:
         hidden = self.model.hidden(self.batch.tokens, documents=self.batch.documents, cache=self.cache)
-        return self.model.head(_at(hidden, self.batch.lengths - 1))
+        return self.model.logits(_at(hidden, self.batch.lengths - 1))
 
     def step(self, ids: Tensor) -> Tensor:
         return self.model(ids.unsqueeze(1), cache=self.cache)[:, 0]
@@ -98,7 +98,7 @@ class _Uncached:
         tokens, documents = self.batch.tokens[:, : self.longest], self.batch.documents
         if documents is not None:
             documents = documents[:, : self.longest]
-        return self.model.head(_at(self.model.hidden(tokens, documents=documents), self.lengths - 1))
+        return self.model.logits(_at(self.model.hidden(tokens, documents=documents), self.lengths - 1))
 
     def step(self, ids: Tensor) -> Tensor:
         place = self.lengths.unsqueeze(1)

@@ -109,7 +109,10 @@ class MultiHead(Attention):
 
 @ATTENTIONS.register("gqa")
 class GroupedQuery(Attention):
-    """Groups of query heads share keys and values (Ainslie et al. 2023)."""
+    """Groups of query heads share keys and values (Ainslie et al. 2023).
+
+    kv_heads: how many heads of keys and values there are; divides model.heads.
+    """
 
     def __init__(
         self,

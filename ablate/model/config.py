@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ablate.errors import AblateError, did_you_mean
+from ablate.model import flex, varlen  # noqa: F401  (their kernels register themselves)
 from ablate.model.attention import ATTENTIONS
 from ablate.model.block import PLACEMENTS
-from ablate.model.feedforward import FFNS
 from ablate.model.kernel import check_kernel
+from ablate.model.moe import FFNS  # the dense ones, and the mixture
 from ablate.model.norm import NORMS
 from ablate.model.pattern import PATTERNS
 from ablate.model.position import POSITIONS

@@ -11,6 +11,7 @@ from ablate.model.cache import Cache, LayerShape
 from ablate.model.config import AXES, DecoderConfig
 from ablate.model.init import initialise
 from ablate.model.kernel import KERNELS, Kernel, Place, Scores, choose_kernel
+from ablate.model.memory import check_memory
 from ablate.model.pattern import Layout, Pattern, document_runs
 from ablate.model.position import Position
 
@@ -20,6 +21,7 @@ class Layer:
     """What attention in one layer is made of, apart from its weights."""
 
     position: int  # which of `Decoder.positions`
+    mask: int  # layers of one number attend to the same keys, with the same bias
     scores: Scores
 
     @property
@@ -78,6 +80,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         specs = config.layers()
+        check_memory(config)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self._assemble(config, specs)
@@ -89,6 +92,7 @@ class Decoder(nn.Module):
         self.positions = nn.ModuleList()
         self.layers: list[Layer] = []
         known: dict[str, int] = {}
+        masks: dict[str, int] = {}
         for spec in specs:
             attention = AXES["attention"].build(spec["attention"], config.dim, config.heads, config.bias)
             ffn = AXES["ffn"].build(spec["ffn"], config.dim, config.bias)
@@ -106,15 +110,17 @@ class Decoder(nn.Module):
                         spec["position"], config.dim, config.heads, attention.head_dim, config.context
                     )
                 )
-            self.layers.append(self._layer(known[kind], AXES["pattern"].build(spec["pattern"]), attention))
+            position = self.positions[known[kind]]
+            scores = self._scores(AXES["pattern"].build(spec["pattern"]), position, attention)
+            mask = masks.setdefault(f"{scores.pattern} {known[kind] if position.biased else ''}", len(masks))
+            self.layers.append(Layer(known[kind], mask, scores))
         self.final_norm = norm() if self.blocks[-1].final_norm else nn.Identity()
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.limit = min((p.limit for p in self.positions if p.limit is not None), default=None)
 
-    def _layer(self, number: int, pattern: Pattern, attention: nn.Module) -> Layer:
-        position = self.positions[number]
+    def _scores(self, pattern: Pattern, position: Position, attention: nn.Module) -> Scores:
         bias = position.bias if position.biased else None
         softcap = getattr(attention, "softcap", None)
         scores = Scores(pattern, self.config.heads, attention.kv_heads, attention.head_dim, softcap, bias)
@@ -122,7 +128,7 @@ class Decoder(nn.Module):
             reason = KERNELS[self.config.kernel].refusal(scores)
             if reason is not None:
                 raise AblateError(f"model.kernel={self.config.kernel}: {reason}; choose another kernel, or auto")
-        return Layer(number, scores)
+        return scores
 
     def forward(
         self,
@@ -137,8 +143,11 @@ class Decoder(nn.Module):
         documents: `[B, T]`, which document a token is of: attention does not cross them. None: a row is one.
         cache: holds the tokens before these and takes these in; `documents` may then only mark padding, by -1.
         """
-        logits = self.head(self.hidden(tokens, positions, documents, cache))
-        cap = self.config.logit_softcap
+        return self.logits(self.hidden(tokens, positions, documents, cache))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What `hidden` gives, `[..., D]` -> `[..., V]`."""
+        logits, cap = self.head(hidden), self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def hidden(
@@ -169,7 +178,7 @@ class Decoder(nn.Module):
             x = x * self.config.dim**0.5
         for position in self.positions:
             x = position.embed(x, positions)
-        real = None if documents is None or record is None else documents >= 0
+        real = None if documents is None else documents >= 0
         contexts = self._contexts(positions, layouts, self._place(x, cache is not None), cache, real, record)
         for block, context in zip(self.blocks, contexts, strict=True):
             x = block(x, context)
@@ -192,11 +201,14 @@ class Decoder(nn.Module):
         kernels = self.kernels(place)
         for number, (layer, layout, name) in enumerate(zip(self.layers, layouts, kernels, strict=True)):
             scores, kernel = layer.scores, KERNELS[name]
-            key = f"{name} {scores.pattern} {layer.position if scores.bias else ''}"
-            if key not in masks:
-                masks[key] = kernel.prepare(scores, layout, place.dtype)
-            position, rotation = self.positions[layer.position], rotations[layer.position]
-            contexts.append(ForwardContext(number, scores, position, rotation, kernel, masks[key], cache, real, record))
+            if (name, layer.mask) not in masks:
+                masks[name, layer.mask] = kernel.prepare(scores, layout, place.dtype)
+            position, rotation, mask = (
+                self.positions[layer.position],
+                rotations[layer.position],
+                masks[name, layer.mask],
+            )
+            contexts.append(ForwardContext(number, scores, position, rotation, kernel, mask, cache, real, record))
         return contexts
 
     def kernels(self, place: Place) -> list[str]:
@@ -250,6 +262,6 @@ class Decoder(nn.Module):
 
     def _place(self, x: Tensor, cached: bool) -> Place:
         device = x.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        autocast = device != "meta" and torch.is_autocast_enabled(device)  # there is none on meta tensors
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
         return Place(device, dtype, torch.is_grad_enabled() and not cached, cached)

@@ -1,6 +1,7 @@
 """The feed-forward sublayer, `[B, T, D] -> [B, T, D]`, position by position."""
 
 import math
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,64 +29,96 @@ class FeedForward(nn.Module):
 
 
 class Dense(FeedForward):
-    """out(activation(up(x))) (Vaswani et al. 2017). Hidden width 4 D unless given."""
+    """out(activation(up(x))) (Vaswani et al. 2017), or with a gate, out(activation(gate(x), up(x))) (Shazeer 2020).
 
-    def __init__(self, dim: int, bias: bool, hidden: int | None):
+    A subclass says which maps read x (`inputs`) and what becomes of them (`activation`, elementwise), no more: it
+    can then also be the expert of a mixture.
+
+    hidden: width between the maps; null: 4 dim, or with a gate 8/3 dim, which is as many parameters, up to a
+        multiple of 16.
+    """
+
+    inputs: tuple[str, ...] = ("up",)
+
+    def __init__(self, dim: int, bias: bool, *, hidden: int | None = None):
         super().__init__()
-        hidden = _width(hidden, 4 * dim)
-        self.up = Linear(dim, hidden, bias=bias)
+        if hidden is None:
+            hidden = 4 * dim if len(self.inputs) == 1 else 16 * math.ceil(8 * dim / 48)
+        if hidden < 1:
+            raise AblateError(f"model.ffn.hidden={hidden}: at least 1")
+        for name in self.inputs:
+            setattr(self, name, Linear(dim, hidden, bias=bias))
         self.out = Linear(hidden, dim, bias=bias)
 
-    def activation(self, x: Tensor) -> Tensor:
+    def activation(self, *projected: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def maps(self) -> list[nn.Module]:
+        """Those that read x, then `out`."""
+        return [getattr(self, name) for name in (*self.inputs, "out")]
+
+    def through(self, x: Tensor, maps: list[Callable[[Tensor], Tensor]]) -> Tensor:
+        """The formula, with `maps` in place of its own."""
+        *inputs, out = maps
+        return out(self.activation(*(project(x) for project in inputs)))
+
     def forward(self, x: Tensor, context) -> Tensor:
-        return self.out(self.activation(self.up(x)))
+        return self.through(x, self.maps())
 
 
 @FFNS.register("relu")
 class ReLU(Dense):
     """max(0, x) (Vaswani et al. 2017)."""
 
-    def __init__(self, dim: int, bias: bool, *, hidden: int | None = None):
-        super().__init__(dim, bias, hidden)
+    def activation(self, up: Tensor) -> Tensor:
+        return F.relu(up)
 
-    def activation(self, x: Tensor) -> Tensor:
-        return F.relu(x)
+
+@FFNS.register("relu2")
+class SquaredReLU(Dense):
+    """max(0, x)^2 (So et al. 2021, Primer)."""
+
+    def activation(self, up: Tensor) -> Tensor:
+        return F.relu(up).square()
 
 
 @FFNS.register("gelu")
 class GELU(Dense):
-    """x * Phi(x), exact or by tanh (Hendrycks and Gimpel 2016). GPT-2 used the tanh form."""
+    """x * Phi(x) (Hendrycks and Gimpel 2016).
+
+    tanh: the approximation by tanh, which GPT-2 used.
+    """
 
     def __init__(self, dim: int, bias: bool, *, hidden: int | None = None, tanh: bool = False):
-        super().__init__(dim, bias, hidden)
+        super().__init__(dim, bias, hidden=hidden)
         self.approximate = "tanh" if tanh else "none"
 
-    def activation(self, x: Tensor) -> Tensor:
-        return F.gelu(x, approximate=self.approximate)
+    def activation(self, up: Tensor) -> Tensor:
+        return F.gelu(up, approximate=self.approximate)
 
 
 @FFNS.register("swiglu")
-class SwiGLU(FeedForward):
-    """out(silu(gate(x)) * up(x)) (Shazeer 2020).
+class SwiGLU(Dense):
+    """silu(gate) * up (Shazeer 2020)."""
 
-    Hidden width 8/3 D unless given (as many parameters as a dense FFN of 4 D), rounded up to a
-    multiple of 16.
+    inputs = ("gate", "up")
+
+    def activation(self, gate: Tensor, up: Tensor) -> Tensor:
+        return F.silu(gate) * up
+
+
+@FFNS.register("geglu")
+class GEGLU(Dense):
+    """gelu(gate) * up (Shazeer 2020).
+
+    tanh: the approximation by tanh, which Gemma (2024) used.
     """
 
-    def __init__(self, dim: int, bias: bool, *, hidden: int | None = None):
-        super().__init__()
-        hidden = _width(hidden, 16 * math.ceil(8 * dim / 48))
-        self.gate = Linear(dim, hidden, bias=bias)
-        self.up = Linear(dim, hidden, bias=bias)
-        self.out = Linear(hidden, dim, bias=bias)
+    inputs = ("gate", "up")
 
-    def forward(self, x: Tensor, context) -> Tensor:
-        return self.out(F.silu(self.gate(x)) * self.up(x))
+    def __init__(self, dim: int, bias: bool, *, hidden: int | None = None, tanh: bool = False):
+        super().__init__(dim, bias, hidden=hidden)
+        self.approximate = "tanh" if tanh else "none"
 
-
-def _width(hidden: int | None, default: int) -> int:
-    if hidden is not None and hidden < 1:
-        raise AblateError(f"model.ffn.hidden={hidden}: at least 1")
-    return default if hidden is None else hidden
+    def activation(self, gate: Tensor, up: Tensor) -> Tensor:
+        return F.gelu(gate, approximate=self.approximate) * up

@@ -11,7 +11,11 @@ NORMS = Axis("model.norm")
 
 @NORMS.register("layernorm")
 class LayerNorm(nn.LayerNorm):
-    """(x - mean) / sqrt(var + eps) * weight + bias (Ba, Kiros, Hinton 2016)."""
+    """(x - mean) / sqrt(var + eps) * weight + bias (Ba, Kiros, Hinton 2016).
+
+    eps: added to the variance.
+    bias: whether it has one.
+    """
 
     def __init__(self, dim: int, *, eps: float = 1e-5, bias: bool = True):
         super().__init__(dim, eps=eps, bias=bias)
@@ -19,7 +23,11 @@ class LayerNorm(nn.LayerNorm):
 
 @NORMS.register("rmsnorm")
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (+ bias) (Zhang and Sennrich 2019)."""
+    """x / sqrt(mean(x^2) + eps) * weight + bias (Zhang and Sennrich 2019).
+
+    eps: added to the mean square.
+    bias: whether it has one; usually not.
+    """
 
     def __init__(self, dim: int, *, eps: float = 1e-6, bias: bool = False):
         super().__init__()

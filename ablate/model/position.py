@@ -51,7 +51,10 @@ class NoPosition(Position):
 
 @POSITIONS.register("learned")
 class Learned(Position):
-    """A trained vector per position, added to the embedding (Gehring et al. 2017; GPT-2)."""
+    """A trained vector per position, added to the embedding (Gehring et al. 2017; GPT-2).
+
+    max_positions: how many there are; null: model.context.
+    """
 
     absolute = True
 
@@ -75,6 +78,8 @@ class Sinusoidal(Position):
 
     As in the paper (3.4) the embedding is multiplied by sqrt(dim) first: without that the sines,
     of amplitude 1, would drown it.
+
+    theta: the slowest sine turns once in about 2 pi theta positions.
     """
 
     absolute = True
@@ -96,6 +101,7 @@ class Sinusoidal(Position):
 class Rotary(Position):
     """Rotates each pair of channels (2i, 2i+1) by position * theta^(-2i/width) (Su et al. 2021).
 
+    theta: the slowest pair turns once in about 2 pi theta positions.
     fraction: the share of a head's channels that are rotated, the first `width` of them; the others carry no
         position (GPT-J, GPT-NeoX, Phi-2).
     """
@@ -138,7 +144,10 @@ class Rotary(Position):
 @POSITIONS.register("rope_linear")
 class LinearRotary(Rotary):
     """Rotary positions divided by `factor`, so that a longer context spans the angles of a shorter one
-    (position interpolation, Chen et al. 2023)."""
+    (position interpolation, Chen et al. 2023).
+
+    factor: by what positions are divided.
+    """
 
     def __init__(
         self,
@@ -160,10 +169,12 @@ class LinearRotary(Rotary):
 
 @POSITIONS.register("rope_llama3")
 class Llama3Rotary(Rotary):
-    """Rotary positions whose slow pairs are slowed `factor` times, the quick ones not at all (Llama 3.1, 2024).
+    """Rotary positions whose slow pairs are slowed, the quick ones not, and those between in part (Llama 3.1, 2024).
 
-    A pair turns `original_context` * frequency / 2 pi times in the original context: from `high_freq_factor`
-    turns on it is quick, up to `low_freq_factor` turns it is slow, and in between the two are blended.
+    factor: how many times slower the slow pairs turn.
+    low_freq_factor: a pair is slow that turns at most so many times in the original context.
+    high_freq_factor: a pair is quick that turns at least so many times in it.
+    original_context: tokens of the context that is extended.
     """
 
     def __init__(

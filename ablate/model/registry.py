@@ -101,7 +101,7 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         return value
     if _fits(1.0, hint) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    raise AblateError(f"{key}={value!r}: expected {_name(hint)}")
+    raise AblateError(f"{key}={value!r}: expected {type_name(hint)}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -119,12 +119,15 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def _name(hint: Any) -> str:
+def type_name(hint: Any) -> str:
+    """A type as a user would say it: "int or null", "one of fast, slow"."""
+    if typing.get_origin(hint) in (list, dict):
+        return typing.get_origin(hint).__name__
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     if hint is type(None):
         return "null"
     parts = typing.get_args(hint)
     if parts:
-        return " or ".join(_name(part) for part in parts)
+        return " or ".join(type_name(part) for part in parts)
     return getattr(hint, "__name__", str(hint))

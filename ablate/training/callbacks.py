@@ -140,3 +140,25 @@ class Throughput(Callback):
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._start = None
+
+
+class RouterStatistics(Callback):
+    """What the routers of mixtures of experts did in the last batch of a logged step; no other step waits for it.
+
+    `train/router_entropy` (nats) and `train/router_dropped` (share of all choices) are means over layers;
+    `train/router_load/LAYER.EXPERT` is the share of the layer's choices that fell on the expert.
+    """
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        statistics = outputs["statistics"]
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if "router_load" not in statistics or not stepped or trainer.global_step % trainer.log_every_n_steps:
+            return
+        values = {}
+        for name in ("router_entropy", "router_dropped"):
+            values[f"train/{name}"] = torch.stack(list(statistics[name].values())).mean().item()
+        for layer, load in statistics["router_load"].items():
+            shares = (load / load.sum().clamp(min=1)).tolist()
+            values |= {f"train/router_load/{layer}.{expert}": share for expert, share in enumerate(shares)}
+        for logger in trainer.loggers:  # all at once: LightningModule.log takes its time for each
+            logger.log_metrics(values, step=trainer.global_step - 1)

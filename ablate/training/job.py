@@ -18,7 +18,15 @@ from ablate.errors import AblateError
 from ablate.generation import generate, measure_generation
 from ablate.run import read_summary, save_model, write_json
 from ablate.training import folder, hardware, terminal
-from ablate.training.callbacks import Diverged, FinalValidation, GracefulStop, Interrupted, StopOnDivergence, Throughput
+from ablate.training.callbacks import (
+    Diverged,
+    FinalValidation,
+    GracefulStop,
+    Interrupted,
+    RouterStatistics,
+    StopOnDivergence,
+    Throughput,
+)
 from ablate.training.checkpoint import AtomicCheckpointIO, last_good_checkpoint
 from ablate.training.curves import Curves
 from ablate.training.datamodule import RowData
@@ -70,7 +78,8 @@ class _Job:
         if "wandb" in config.logger:
             config.logger.wandb = {**config.logger.wandb, **folder.identity(config, self.overrides)}
         callbacks = [instantiate(node) for node in config.callbacks.values() if node]
-        callbacks += [self.throughput, FinalValidation(), StopOnDivergence(), GracefulStop(self.path / "checkpoints")]
+        callbacks += [self.throughput, RouterStatistics(), FinalValidation(), StopOnDivergence()]
+        callbacks += [GracefulStop(self.path / "checkpoints")]
         quiet()
         try:
             return instantiate(

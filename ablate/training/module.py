@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -11,7 +12,7 @@ from ablate.data import RowSource
 from ablate.model.decoder import Decoder, Record
 from ablate.model.loss import IGNORE, next_token_loss, right_answers, token_losses
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Tensor | int]  # see RowSource
 
 
 class LanguageModel(LightningModule):
@@ -35,21 +36,25 @@ class LanguageModel(LightningModule):
         # The compiled function stands beside the module: its parameters keep their names.
         self._train_loss = torch.compile(self._loss) if compile else self._loss
 
+    def _hidden(self, batch: Batch, record: Record | None = None) -> Tensor:
+        documents, most = batch.get("documents"), batch.get("max_documents")
+        return self.decoder.hidden(batch["tokens"], batch["positions"], documents, record=record, max_documents=most)
+
     def _loss(self, batch: Batch) -> tuple[Tensor, Record]:
         """The loss of the next token, and what the layers left beside."""
-        record, decoder = Record(), self.decoder
-        hidden = decoder.hidden(batch["tokens"], batch["positions"], batch.get("documents"), record=record)
+        record = Record()
+        hidden, decoder = self._hidden(batch, record), self.decoder
         loss = next_token_loss(hidden, decoder.head.weight, batch["targets"], decoder.config.logit_softcap)
         return loss, record
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         loss, record = self._train_loss(batch)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/lr", self.lr_schedulers().get_last_lr()[0])
         for name, auxiliary in record.losses.items():
             self.log(f"train/{name}", auxiliary)
             loss = loss + auxiliary
-        return loss
+        return {"loss": loss, "statistics": record.statistics}
 
     def on_validation_epoch_start(self) -> None:
         self._nats = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -57,8 +62,7 @@ class LanguageModel(LightningModule):
         self._right = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        decoder = self.decoder
-        hidden = decoder.hidden(batch["tokens"], batch["positions"], batch.get("documents"))
+        hidden, decoder = self._hidden(batch), self.decoder
         nats = token_losses(hidden, decoder.head.weight, batch["targets"], decoder.config.logit_softcap)
         self._nats += nats.sum(dtype=torch.float64)
         self._scored += (batch["targets"] != IGNORE).sum()

@@ -13,6 +13,7 @@ from ablate.errors import AblateError
 from ablate.generation import Sampling
 from ablate.model.config import DecoderConfig, load_plugins
 from ablate.model.decoder import Decoder
+from ablate.model.memory import check_memory
 from ablate.model.registry import check_options
 from ablate.training import hardware
 
@@ -61,6 +62,8 @@ def assemble(config: DictConfig) -> Parts:
     data, corpus = _data(plain(config.data))
     model = DecoderConfig.from_dict(plain(config.model))
     _check_sizes(data, model)
+    if accelerator == "cpu":
+        check_memory(model, training=True)
     decoder = Decoder(model, config.seed)
     kernels = decoder.kernels(hardware.training_place(accelerator, precision))
     optimizer, schedule = instantiate(config.optimizer), instantiate(config.scheduler)

@@ -70,13 +70,13 @@ def _layer_table(specs: list[dict[str, dict]], kernels: list[str]) -> Table:
 
 
 def _component(spec: dict[str, Any]) -> str:
-    options = " ".join(f"{key}={value}" for key, value in spec.items() if key != "name" and value is not None)
+    options = " ".join(f"{key}={value}" for key, value in spec.items() if key != "name" and value)  # what is on
     return f"{spec['name']} {options}".strip()
 
 
 def _lines(out: Console, lines: dict[str, str]) -> None:
     for name, text in lines.items():
-        out.print(f"[bold]{name:<12}[/bold]", end="")
+        out.print(f"[bold]{name:<13}[/bold]", end="")
         out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,10 +1,12 @@
 """Cached = uncached = alone; stop; modes; no waiting for the device."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from ablate.errors import AblateError
-from ablate.generation import Sampling, generate_tokens, stream_tokens
+from ablate.generation import Sampling, decode, generate_tokens, stream_tokens
 
 from .models import CONTEXT, PAIRS, VOCAB, tiny
 
@@ -215,3 +217,15 @@ def test_more_learned_positions_than_context():
         assert generate_tokens(model, [PROMPTS[0]], 20) == [naive(model, PROMPTS[0], 20)]
     with pytest.raises(AblateError, match=f"{CONTEXT + 4} learned positions"):
         generate_tokens(model, [PROMPTS[0]], 21)
+
+
+@pytest.mark.parametrize("source", [decode._Cached, decode._Uncached])
+def test_every_pass_caps_its_logits(source):
+    model = tiny()
+    model.config = dataclasses.replace(model.config, logit_softcap=0.5)
+    with torch.no_grad():
+        steps = source(model, [PROMPTS[0]], 2)
+        found = [steps.prefill(), steps.step(torch.tensor([9]))]
+        for logits, ids in zip(found, (PROMPTS[0], [*PROMPTS[0], 9]), strict=True):
+            torch.testing.assert_close(logits, model(torch.tensor([ids]))[:, -1], rtol=0, atol=1e-5)
+            assert 0.4 < logits.abs().max() <= 0.5

@@ -38,7 +38,7 @@ HERE = Place("cpu", torch.float32, gradient=True)
 
 
 def changes(before: Decoder, after: Decoder) -> set[str]:
-    """In what two models differ: parameters, cost, auxiliary losses, logits."""
+    """In what two models differ: parameters, cost, auxiliary losses, logits after a step."""
     found = set()
     if {n: p.shape for n, p in before.named_parameters()} != {n: p.shape for n, p in after.named_parameters()}:
         found.add("parameters")
@@ -52,8 +52,9 @@ def changes(before: Decoder, after: Decoder) -> set[str]:
     for model in (before, after):
         record, tokens = Record(), random_tokens(2, 24) % model.config.vocab_size
         model.hidden(tokens, record=record)
+        model.after_step()
         outputs.append(model(tokens))
-        losses.append({name: float(value) for name, value in record.losses.items()})
+        losses.append({name: value.item() for name, value in record.losses.items()})
     if losses[0] != losses[1]:
         found.add("losses")
     if outputs[0].shape != outputs[1].shape or (outputs[0] - outputs[1]).abs().max() > 1e-4:

@@ -1,5 +1,9 @@
-"""Tiny decoders, drawn from the registries: a component is enrolled in the laws by being registered."""
+"""Tiny decoders, drawn from the registries: a component is enrolled in the laws by being registered.
 
+ABLATE_PLUGINS=my_parts,more enrols those of your own modules.
+"""
+
+import os
 import typing
 from collections.abc import Iterator
 from itertools import combinations
@@ -8,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ablate.errors import AblateError
-from ablate.model.config import AXES, DecoderConfig
+from ablate.model.config import AXES, DecoderConfig, load_plugins
 from ablate.model.decoder import Decoder
 from ablate.model.position import POSITIONS
+
+load_plugins([module for module in os.environ.get("ABLATE_PLUGINS", "").split(",") if module])
 
 SCALARS = {"dim": 32, "depth": 2, "heads": 4, "context": 32, "vocab_size": 61}
 BASE = {
@@ -76,6 +82,17 @@ def cycles(axis: str) -> list[dict]:
 
 def nodes(axis: str) -> list[dict]:
     return singles(axis) + cycles(axis)
+
+
+def settled(row: dict) -> dict:
+    """The row with all experts of a mixture chosen: rounding cannot make it choose others, which is no small change."""
+
+    def settle(node: dict) -> dict:
+        if "cycle" in node:
+            return {"cycle": [settle(member) for member in node["cycle"]]}
+        return {**node, "top_k": node["experts"]} if "experts" in node else node
+
+    return {axis: settle(node) for axis, node in row.items()}
 
 
 def label(node: dict) -> str:
@@ -219,6 +236,8 @@ def alternatives(hint: object, value: object) -> list:
         return [value + 1, value * 2, value - 1, value // 2, value * 4]
     if isinstance(value, float):
         return [0.5 if value < 0.01 else value * 2, value / 2]
+    if hint == str | dict:  # the expert of a mixture
+        return [name for name in AXES["ffn"].names() if name != value]
     if value is None:
         kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
         fresh = {bool: [True, False], int: [2, 4, 16, 64, 256], float: [0.5, 2.0], str: []}

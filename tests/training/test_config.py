@@ -8,13 +8,14 @@ from omegaconf import OmegaConf
 import ablate
 from ablate.compose import compose_config, config_dir, plain
 from ablate.errors import AblateError
-from ablate.model.config import AXES
+from ablate.model.config import AXES, DecoderConfig
 from ablate.training.parts import assemble
 
 from .harness import SCALARS
 
 CONF = Path(config_dir())
-PRESETS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "base")
+FULL_SIZE = ["llama3_8b", "llama3_70b", "llama3_405b"]  # the others are of base.yaml's size
+PRESETS = sorted({path.stem for path in (CONF / "model").glob("*.yaml")} - {"base", *FULL_SIZE})
 CHOICES = [
     (axis, path.stem)
     for axis in AXES
@@ -37,23 +38,64 @@ def test_every_preset_builds_alone_and_for_training(preset):
     assert model.config.vocab_size == 4096
 
 
-def test_presets_are_what_they_are_named_after():
-    made = {preset: ablate.build(preset, SCALARS) for preset in ("gqa_rope", "transformer_2017", "gpt2", "llama3")}
-    assert {preset: [names(model, axis)[0] for axis in AXES] for preset, model in made.items()} == {
-        "gqa_rope": ["rmsnorm", "pre", "gqa", "rope", "full", "swiglu"],
-        "transformer_2017": ["layernorm", "post", "mha", "sinusoidal", "full", "relu"],
-        "gpt2": ["layernorm", "pre", "mha", "learned", "full", "gelu"],
-        "llama3": ["rmsnorm", "pre", "gqa", "rope", "full", "swiglu"],
-    }
-    assert made["llama3"].config.position == {"name": "rope", "theta": 500000.0}
-    assert not made["llama3"].config.tie_embeddings
-    assert made["gpt2"].config.bias and made["gpt2"].config.ffn["tanh"]
+PARTS = {
+    "gqa_rope": ["rmsnorm", "pre", "gqa", "rope", "full", "swiglu"],
+    "transformer_2017": ["layernorm", "post", "mha", "sinusoidal", "full", "relu"],
+    "gpt2": ["layernorm", "pre", "mha", "learned", "full", "gelu"],
+    "gpt3": ["layernorm", "pre", "mha", "learned", "full local", "gelu"],
+    "llama3": ["rmsnorm", "pre", "gqa", "rope", "full", "swiglu"],
+    "mistral": ["rmsnorm", "pre", "gqa", "rope", "local", "swiglu"],
+    "mixtral": ["rmsnorm", "pre", "gqa", "rope", "full", "moe"],
+    "phi3": ["rmsnorm", "pre", "mha", "rope", "local", "swiglu"],
+    "gemma2": ["rmsnorm", "sandwich", "gqa", "rope", "local full", "geglu"],
+    "olmo2": ["rmsnorm", "reordered", "mha", "rope", "full", "swiglu"],
+}
+# What the comparison with transformers sets to other values, or cannot see.
+OPTIONS = {
+    "gpt2": {"bias": True, "tie_embeddings": True},
+    "gpt3": {"bias": True, "tie_embeddings": True, "pattern.window": 128},
+    "llama3": {"tie_embeddings": False, "position.theta": 500000.0},
+    "mistral": {"tie_embeddings": False, "pattern.window": 128},
+    "mixtral": {"tie_embeddings": False, "ffn.experts": 8, "ffn.top_k": 2},
+    "phi3": {"tie_embeddings": False, "pattern.window": 127},
+    "gemma2": {
+        "tie_embeddings": True, "logit_softcap": 30.0, "attention.softcap": 50.0, "attention.head_dim": 64,
+        "pattern.window": 128,
+    },
+    "olmo2": {"tie_embeddings": False, "attention.qk_norm": "width"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", FULL_SIZE)
+def test_a_preset_of_full_size_composes_for_training_with_the_vocabulary_of_the_data(preset):
+    model = plain(compose_config("train", [f"model={preset}"]).model)
+    assert model["vocab_size"] == 4096
+    assert DecoderConfig.from_dict(model).layers()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_what_they_are_named_after(preset):
+    model = ablate.build(preset)
+    assert [" ".join(dict.fromkeys(names(model, axis))) for axis in AXES] == PARTS[preset]
+    config = OmegaConf.create(model.config.to_dict())
+    expected = OPTIONS.get(preset, {})
+    assert {option: OmegaConf.select(config, option) for option in expected} == expected
+
+
+CYCLES = {
+    "alternating": [{"name": "full"}, {"name": "local", "window": 128}],
+    "strided_alternating": [{"name": "strided", "stride": 16, "part": part} for part in ("local", "stride")],
+    "fixed_alternating": [{"name": "fixed", "block": 16, "summary": 4, "part": part} for part in ("block", "summary")],
+}
 
 
 @pytest.mark.parametrize(("axis", "choice"), CHOICES, ids=lambda value: value)
 def test_every_component_can_be_swapped_in(axis, choice):
     model = ablate.build("gqa_rope", [*SCALARS, f"model/{axis}={choice}"])
-    assert names(model, axis) == (["full", "local"] if choice == "alternating" else [choice] * 2)
+    if choice in CYCLES:
+        assert [spec[axis] for spec in model.config.layers()] == CYCLES[choice]
+    else:
+        assert names(model, axis) == [choice] * 2
     others = set(AXES) - {axis}
     default = ablate.build("gqa_rope", SCALARS)
     assert {other: names(model, other) for other in others} == {other: names(default, other) for other in others}

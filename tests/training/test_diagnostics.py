@@ -1,4 +1,4 @@
-"""The learned sides of the diagnostic tasks, at their defaults. Bounds: experiments/diagnostics, six seeds, and room."""
+"""The learned sides of the diagnostic tasks, at their defaults. Bounds: experiments/diagnostics, with room to them."""
 
 import pytest
 

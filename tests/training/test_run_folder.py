@@ -88,7 +88,7 @@ def test_the_configuration_is_resolved_and_plain(straight):
     assert "${" not in text and "!!" not in text and "???" not in text
     assert config["run_dir"] == str(straight.path)
     assert config["model"]["vocab_size"] == 300
-    assert config["model"]["norm"] == {"name": "rmsnorm", "eps": 1e-6}
+    assert config["model"]["norm"] == {"name": "rmsnorm", "eps": 1e-6, "bias": False}
     assert config["seed"] == 0
 
 

@@ -1,0 +1,52 @@
+"""The pages under docs/ say what the code says."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from ablate.model.config import AXES
+from ablate.model.kernel import KERNELS
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+
+@pytest.fixture(scope="module")
+def generate():
+    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_is_current(page, generate):
+    text = page.read_text(encoding="utf-8")
+    assert generate.filled(text) == text, f"{page.name} is behind the code: make docs"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (DOCS / target).exists(), target
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_every_axis_has_a_page_with_every_component(axis):
+    text = (DOCS / f"{axis}.md").read_text(encoding="utf-8")
+    assert all(f"### `{name}`" in text for name in AXES[axis].names())
+
+
+OPTIONS = [(axis, name, option) for axis in AXES for name in AXES[axis].names() for option in AXES[axis].options(name)]
+
+
+@pytest.mark.parametrize("axis, name, option", OPTIONS, ids=["-".join(triple) for triple in OPTIONS])
+def test_every_option_is_explained_where_its_component_is(axis, name, option, generate):
+    assert generate.explained(AXES[axis].component(name), option)
+
+
+def test_every_kernel_is_described():
+    text = (DOCS / "kernels.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in text for name in KERNELS)
