@@ -48,6 +48,10 @@ class PackedRows(Dataset):
     def __len__(self) -> int:
         return len(self.plan)
 
+    @property
+    def size(self) -> int:
+        return len(self)
+
     def __getitem__(self, ids: Sequence[int]) -> dict[str, Tensor | int]:
         """The batch of the rows `ids`; an id of -1 is a row of padding only.
 

@@ -534,7 +534,7 @@ def test_ctrl_c_before_training_ends_in_one_line(command, place, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ablate.training.job.prepare", interrupt)
+    monkeypatch.setattr("ablate.data.corpus.prepare", interrupt)
     outcome = command("train.py", *place.overrides)
     assert outcome.status == 130
     assert outcome.err.strip() == "interrupted"
