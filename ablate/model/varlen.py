@@ -29,7 +29,7 @@ class Packed(Kernel):
     head_dims = range(8, 257, 8)
 
     def missing(self) -> str | None:
-        if torch.cuda.is_available() and torch.cuda.get_device_properties().major < 8:
+        if torch.cuda.get_device_properties().major < 8:
             return "needs a GPU of compute capability 8.0 (Ampere, 2020) or later"
         return None
 
