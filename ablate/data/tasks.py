@@ -26,6 +26,9 @@ class Copy(Task):
     """Random symbols; each position has to give the symbol that stands `distance` before it.
 
     What reaches less far than `distance` cannot do better than chance.
+
+    symbols: how many there are.
+    distance: how far back the answer stands, in tokens.
     """
 
     def __init__(self, *, symbols: int = 32, distance: int = 32):
@@ -60,6 +63,9 @@ class Recall(Task):
     The lower half of the symbols are keys, the others values, and a row has each at most once among its pairs.
     Queries stand at even distances from the end of the pairs, most of them near: gap g with a probability that
     goes with g^(0.01 - 1). Between them lie random values (there: random symbols), so that a key comes only twice.
+
+    symbols: how many there are, keys and values together.
+    pairs: how many a row has.
     """
 
     def __init__(self, *, symbols: int = 64, pairs: int = 4):
@@ -117,6 +123,10 @@ class Induction(Task):
 
     No symbol comes twice in a segment. Its length, `shortest` to `longest`, differs from row to row, so that it must
     be found by what the tokens are, not by how far away they stand.
+
+    symbols: how many there are.
+    shortest: the least length of a segment.
+    longest: the greatest length of a segment.
     """
 
     def __init__(self, *, symbols: int = 32, shortest: int = 4, longest: int = 16):
@@ -160,6 +170,8 @@ class Leak(Task):
     """A random document and the same one again, packed into a row; the symbols of the second are due.
 
     Who sees the first can copy it; within one document, no answer is better than chance.
+
+    symbols: how many there are.
     """
 
     Settings = LeakSettings
