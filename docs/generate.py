@@ -83,8 +83,8 @@ def options_table(axis: str, name: str) -> str:
     kind = REGISTRIES[axis].component(name)
     hints = typing.get_type_hints(kind.__init__)
     rows = [
-        f"| `{REGISTRIES[axis].key}.{option}` | {type_name(hints[option])} | {shown(p.default)} | {explained(kind, option)} |"
-        for option, p in keyword_only(kind).items()
+        f"| `{REGISTRIES[axis].key}.{o}` | {type_name(hints[o])} | {shown(p.default)} | {explained(kind, o)} |"
+        for o, p in keyword_only(kind).items()
     ]
     return "\n".join(["| option | type | default | |", "| --- | --- | --- | --- |", *rows]) if rows else "No options."
 

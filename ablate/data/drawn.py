@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ablate.data.rows import IGNORE
 from ablate.data.settings import Settings
 from ablate.data.tokenizer import Tokenizer
 from ablate.errors import AblateError
-from ablate.model.loss import IGNORE
 
 FORMAT = 1  # of the rows; a new number marks that the same options draw others
 

@@ -9,6 +9,8 @@ from torch.utils.data import Dataset
 
 from ablate.data.packing import Rows
 
+IGNORE = -100  # the target of a position that is not scored, as torch's cross_entropy has it
+
 
 class PackedRows(Dataset):
     """The rows of a split, read from its token stream, a whole batch at a time.
@@ -80,7 +82,7 @@ class PackedRows(Dataset):
         to = np.repeat(place, length) + within
         source = np.repeat(self._source[piece], length) + within
         tokens = np.zeros(size, dtype=np.int64)
-        targets = np.full(size, -100, dtype=np.int64)
+        targets = np.full(size, IGNORE, dtype=np.int64)
         positions = np.zeros(size, dtype=np.int64)
         tokens[to] = self.stream[source]
         targets[to] = self.stream[source + 1]

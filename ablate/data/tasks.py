@@ -6,8 +6,8 @@ import numpy as np
 
 from ablate.data.corpus import CORPORA
 from ablate.data.drawn import Task, TaskSettings
+from ablate.data.rows import IGNORE
 from ablate.errors import AblateError
-from ablate.model.loss import IGNORE
 
 POWER = 0.01  # of the gaps before the queries of `recall`, as in Zoology's experiments
 
