@@ -111,11 +111,11 @@ def _mask_mod(pattern: Pattern, layout: Layout) -> Callable:
     if layout.query_document is None:
         return alone
     place = torch.arange(layout.query.shape[1], device=layout.query.device)
-    begin = _stored((place - layout.query).int())  # where the document of each token begins: this also tells which
+    begin = _stored((place - layout.query).int())  # where in its row the document of each token begins
 
     def packed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        first = begin[batch, query]
-        return (begin[batch, key] == first) & sees(pattern, query - first, key - first)
+        first = begin[batch, query]  # keys of earlier documents then have a negative index, and are not seen
+        return sees(pattern, query - first, key - first)
 
     return packed
 

@@ -130,9 +130,9 @@ def test_as_torch_traces_it(monkeypatch):
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("position", ["rope", "alibi"])
-@pytest.mark.parametrize("pattern", ["full", "fixed"])
+@pytest.mark.parametrize(
+    ("pattern", "position", "packed"), [("full", "rope", True), ("fixed", "alibi", True), ("fixed", "alibi", False)]
+)
 def test_a_compiled_decoder_is_one_graph(pattern, position, packed, backend):
     """Pattern, documents, soft-cap and bias. On a CPU it is by `inductor` alone that the blocks are read."""
     attention = small("attention", "gqa", softcap=5.0 if position == "alibi" else None)

@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from zoo import build, documents_of, gradients, random_tokens, small, twin
 
 from ablate.errors import AblateError
@@ -151,6 +152,20 @@ def test_a_model_computes_by_them(kernel, attention, most):
     expected = gradients(reference, tokens, documents=documents)
     for name, gradient in gradients(other, tokens, documents=documents).items():
         assert (gradient - expected[name]).norm() <= 1e-5 * expected[name].norm(), name
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_torchs_own_function_takes_the_call(kv_heads, window):
+    """Forward and backward, on tensors that have shapes alone."""
+    pattern = {"name": "full"} if window is None else {"name": "local", "window": window}
+    scores, varlen = Scores(PATTERNS.build(pattern), 4, kv_heads, 16), KERNELS["varlen"]
+    with FakeTensorMode():
+        bounds = torch.zeros(9, dtype=torch.int32)
+        parts = [torch.zeros(2, 30, n, 16, dtype=torch.bfloat16, requires_grad=True) for n in (4, kv_heads, kv_heads)]
+        out = varlen(*parts, bounds, scores)
+        gradients_of = torch.autograd.grad(out.sum(), parts)
+    assert [t.shape for t in (out, *gradients_of)] == [t.shape for t in (parts[0], *parts)]
 
 
 # --- where documents begin ---------------------------------------------------------------------------------
