@@ -107,6 +107,8 @@ def _data(node: dict[str, Any], model: DecoderConfig) -> tuple[DataSettings, Any
 def _check_sample(sample: DictConfig) -> None:
     if not isinstance(sample.prompt, str):
         raise AblateError(f"sample.prompt={sample.prompt}: expected a text; quote it")
+    if not sample.prompt:
+        raise AblateError("sample.prompt: it is empty; give some text to go on from")
     _whole("sample.max_new_tokens", sample.max_new_tokens, 1)
     try:
         Sampling(sample.temperature)

@@ -205,7 +205,7 @@ def test_beyond_learned_positions_is_refused(use_cache):
 @pytest.mark.parametrize("pattern", ["full", "local"])
 def test_beyond_the_context_warns_once(pattern, use_cache):
     model = tiny(pattern=pattern)
-    with pytest.warns(UserWarning, match=f"beyond the {CONTEXT} tokens of its training context") as caught:
+    with pytest.warns(UserWarning, match=f"beyond the {CONTEXT} tokens of this model's training") as caught:
         ids = generate_tokens(model, PROMPTS, 30, use_cache=use_cache)
     assert len(caught) == 1
     assert ids == [naive(model, prompt, 30) for prompt in PROMPTS]
