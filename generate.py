@@ -12,7 +12,7 @@ def main(config: DictConfig) -> None:
     import ablate
     from ablate.compose import plain
     from ablate.generation import Sampling, stream
-    from ablate.generation.terminal import at_terminal, converse, piped, read_prompts, write
+    from ablate.generation.terminal import at_terminal, converse, piped, read_prompts, texts, write
     from ablate.model.config import load_plugins
     from ablate.training.hardware import resolve_accelerator
 
@@ -20,8 +20,6 @@ def main(config: DictConfig) -> None:
         raise ablate.AblateError("prompts: prompt is set too; give one of them")
     sampling = Sampling(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
     prompts = None if config.prompts is None else read_prompts(config.prompts)
-    if config.prompt is not None:
-        prompts = [config.prompt]
     load_plugins(plain(config.plugins))
     run = ablate.load(config.run)
     if resolve_accelerator(config.accelerator) == "gpu":
@@ -32,8 +30,10 @@ def main(config: DictConfig) -> None:
         return stream(run.model, run.tokenizer, prompt, sampling=sampling, **options)
 
     sys.stdout.reconfigure(errors="replace")  # a terminal may not know every character
-    if prompts is not None:
-        write([(prompt, continuation(prompt)) for prompt in prompts])  # a list: all are checked before the first comes
+    if config.prompt is not None:
+        write([(config.prompt, continuation(config.prompt))])
+    elif prompts is not None:
+        write(texts(prompts, continuation))
     elif at_terminal():
         converse(continuation)
     else:

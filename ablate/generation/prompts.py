@@ -72,14 +72,14 @@ def check_length(model: "Decoder", rows: list[list[int]], max_new_tokens: int, u
     total = longest + max_new_tokens
     if longest > context:
         raise AblateError(
-            f"a prompt of {longest} tokens is longer than this model's context of {context}: shorten it, or train with "
+            f"prompt: its {longest} tokens are more than this model's context of {context}; shorten it, or train with "
             "a larger model.context"
         )
     if model.limit is not None and total > model.limit:
         raise AblateError(
-            f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens} make {total}, more than the "
-            f"{model.limit} learned positions of this model: shorten the prompt, lower max_new_tokens, or train with a "
-            "larger model.context"
+            f"max_new_tokens={max_new_tokens}: with a prompt of {longest} tokens that makes {total}, more than the "
+            f"{model.limit} learned positions of this model; lower it, shorten the prompt, or train with a larger "
+            "model.context"
         )
     _check_memory(model, len(rows), total, use_cache)
     if total > context:

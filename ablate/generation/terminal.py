@@ -42,6 +42,21 @@ def _prompt_of(line: str, where: str) -> str:
     return prompt
 
 
+def texts(prompts: list[str], continuation: Callable[[str], Iterable[str]]) -> list[tuple[str, Iterable[str]]]:
+    """Prompts and their continuations, all checked before the first is begun.
+
+    Raises:
+        AblateError: by its number, the first prompt that cannot be continued.
+    """
+    found = []
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            found.append((prompt, continuation(prompt)))
+        except AblateError as error:
+            raise AblateError(f"prompts: number {number}, {prompt[:20]!a}: {error}") from error
+    return found
+
+
 def at_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
