@@ -114,7 +114,7 @@ class _Cached:
         if documents is not None:
             documents = documents[:, start : start + self.chunk]
         hidden = self.model.hidden(tokens, documents=documents, cache=self.cache)
-        return _at(hidden, place.clamp(0, tokens.shape[1] - 1))
+        return _at(hidden, place.clamp(0, self.chunk - 1))
 
     def step(self, ids: Tensor) -> Tensor:
         return self.model(ids.unsqueeze(1), cache=self.cache)[:, 0]

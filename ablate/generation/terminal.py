@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -96,7 +95,6 @@ def write(texts: Iterable[tuple[str, Iterable[str]]]) -> None:
             _put("\n" if number else "")
             _write_one(prompt, pieces)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again as it closes it
         sys.exit(141)  # 128 + SIGPIPE
 
 

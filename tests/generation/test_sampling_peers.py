@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ablate.generation import Sampling, generate_tokens
+from ablate.generation.prompts import Batch
 from ablate.generation.sampling import candidates, choose
 
 from .models import tiny
@@ -71,6 +72,13 @@ def penalised(model, prompt: list[int], count: int, penalty: float) -> list[int]
             row = torch.tensor([ids])
             ids.append(int(process(row, model(row)[:, -1]).argmax()))
     return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("rows", [[[1, 2, 1], [3]], [[1, 2], [3, 3]]], ids=["ragged", "equal"])
+@pytest.mark.parametrize("spare", [0, 2])
+def test_padding_is_no_token_that_was_seen(rows, spare):
+    seen = Batch.of(rows, torch.device("cpu"), spare).seen(5)
+    assert seen.tolist() == [[id in row for id in range(5)] for row in rows]
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
