@@ -10,6 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 if TYPE_CHECKING:
     from ablate.model.decoder import Decoder
 
+# A task's vocabulary: its symbols and the end of text. What is no number is refused later, under its own key.
+OmegaConf.register_new_resolver("plus_one", lambda n: n + 1 if isinstance(n, int) else n, replace=True)
+
 
 def config_dir() -> str:
     """The folder of config groups: beside the package in a checkout, inside it once installed."""

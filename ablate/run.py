@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ablate.data.tokenizer import Tokenizer
 from ablate.errors import AblateError
 from ablate.model.config import DecoderConfig
 from ablate.model.decoder import Decoder
+from ablate.model.kernel import Place
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,11 @@ def load(path: str | Path) -> Run:
 
 
 def load_model(folder: Path) -> Decoder:
-    """The decoder of a `model/` folder: config.json and model.safetensors."""
+    """The decoder of a `model/` folder: config.json and model.safetensors.
+
+    A kernel that cannot train it on a CPU in fp32, such as one for a GPU, gives way to `auto`: what it computes is
+    the same, and the model is loaded there.
+    """
     try:
         config = DecoderConfig.from_dict(_read_json(folder / "config.json"))
     except AblateError as error:
@@ -76,6 +81,10 @@ def load_model(folder: Path) -> Decoder:
     if expected != {name: tensor.shape for name, tensor in weights.items()}:
         wrong = sorted(set(expected.items()) ^ {(name, tensor.shape) for name, tensor in weights.items()})[0]
         raise AblateError(f"{weights_file}: its weights do not fit config.json, first at '{wrong[0]}'")
+    try:
+        model.kernels(Place("cpu", torch.float32, gradient=True))
+    except AblateError:
+        config = replace(config, kernel="auto")
     model = Decoder(config)
     model.load_state_dict(weights, strict=False)
     return model.eval()

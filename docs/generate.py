@@ -5,6 +5,7 @@ of that name below, from the code itself: signatures, docstrings, masks, declara
 """
 
 import inspect
+import json
 import re
 import sys
 import typing
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from ablate.data import CORPORA
+from ablate.data.drawn import Task
 from ablate.errors import AblateError
 from ablate.model import picture
 from ablate.model.config import AXES
@@ -20,6 +23,8 @@ from ablate.model.kernel import KERNELS, Kernel, Place, Scores
 from ablate.model.registry import keyword_only, type_name
 
 FOLDER = Path(__file__).parent
+CALIBRATION = FOLDER.parent / "experiments/diagnostics/results.json"
+REGISTRIES = {**AXES, "data": CORPORA}
 PART = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 BOXES = set("─│┌┐└┘├┤┬┴┼")
 SMALL = {"window": 5, "stride": 4, "block": 4, "summary": 1}  # for pictures
@@ -50,7 +55,7 @@ def components(axis: str) -> str:
 
 
 def component(axis: str, name: str) -> str:
-    kind = AXES[axis].component(name)
+    kind = REGISTRIES[axis].component(name)
     options = keyword_only(kind)
     parts = [f"### `{name}`", prose(inspect.cleandoc(kind.__doc__), options), options_table(axis, name)]
     return "\n\n".join(part for part in [*parts, drawing(axis, name)] if part)
@@ -75,11 +80,11 @@ def prose(doc: str, options: typing.Collection[str]) -> str:
 
 
 def options_table(axis: str, name: str) -> str:
-    kind = AXES[axis].component(name)
+    kind = REGISTRIES[axis].component(name)
     hints = typing.get_type_hints(kind.__init__)
     rows = [
-        f"| `model.{axis}.{option}` | {type_name(hints[option])} | {shown(p.default)} | {explained(kind, option)} |"
-        for option, p in keyword_only(kind).items()
+        f"| `{REGISTRIES[axis].key}.{o}` | {type_name(hints[o])} | {shown(p.default)} | {explained(kind, o)} |"
+        for o, p in keyword_only(kind).items()
     ]
     return "\n".join(["| option | type | default | |", "| --- | --- | --- | --- |", *rows]) if rows else "No options."
 
@@ -98,6 +103,23 @@ def explained(kind: type, option: str) -> str:
         if found:
             return " ".join(found[1].split()).replace("|", "\\|")
     return ""
+
+
+def tasks() -> str:
+    """Every diagnostic task: what it is, and its options."""
+    names = [name for name in CORPORA.names() if issubclass(CORPORA.component(name), Task)]
+    return "\n\n".join(component("data", name) for name in names)
+
+
+def calibration() -> str:
+    """The accuracies that were measured, from the file that the measurement wrote."""
+    results = json.loads(CALIBRATION.read_text(encoding="utf-8"))
+    lines = ["| | run | steps | chance | accuracy, lowest to highest |", "| --- | --- | --- | --- | --- |"]
+    for label, arm in results["arms"].items():
+        low, high = min(arm["accuracy"].values()), max(arm["accuracy"].values())
+        command = "python train.py " + " ".join(arm["overrides"])
+        lines.append(f"| {label} | `{command}` | {arm['steps']} | {arm['chance']:.3f} | {low:.3f} to {high:.3f} |")
+    return "\n".join(lines)
 
 
 # --- pictures -------------------------------------------------------------------------------------------------
@@ -245,6 +267,8 @@ PARTS: dict[str, Callable[..., str]] = {
     "components": components,
     "documents": documents,
     "kernels": kernels,
+    "tasks": tasks,
+    "calibration": calibration,
 }
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def transformers_llama(setting: Setting, precision: str, masked: bool) -> Contes
     """
     model = _llama(setting).to(setting.device).train()
     optimizer = setting.optimizer(model)
-    batch = {name: tensor.to(setting.device) for name, tensor in setting.batch.items()}
+    batch = {name: item.to(setting.device) for name, item in setting.batch.items() if isinstance(item, torch.Tensor)}
     inputs = {"input_ids": batch["tokens"], "use_cache": False}
     if masked:
         inputs["position_ids"] = batch["positions"]

@@ -65,6 +65,7 @@ def packed_batch(config: DecoderConfig, batch_size: int, documents_per_row: int,
         "tokens": tokens[:, :-1].contiguous(),
         "targets": tokens[:, 1:].contiguous(),
         "documents": starts.cumsum(1).int(),
+        "max_documents": documents_per_row,
         "positions": place - (place * starts).cummax(1).values,
     }
 

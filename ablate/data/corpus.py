@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
+from ablate.data.prepare import Prepared, TextSettings, prepare
 from ablate.errors import AblateError
 from ablate.model.registry import Axis
 
@@ -20,6 +21,7 @@ class Corpus:
     """A source of documents. A subclass gives `documents` and `fingerprint`; its class name, in lower
     case, begins the name of the folder that holds the prepared corpus."""
 
+    Settings = TextSettings
     remedy = "give it more documents"  # what to do about a corpus of a single document
 
     def documents(self) -> Iterator[str]:
@@ -37,6 +39,24 @@ class Corpus:
             AblateError: the source is missing.
         """
         raise NotImplementedError
+
+    def open(self, settings: TextSettings, seed: int, cache_dir: Path) -> Prepared:
+        """The corpus as packed rows, prepared below `cache_dir` first if it is not there yet. No seed changes it.
+
+        Raises:
+            AblateError: as `prepare`.
+        """
+        return prepare(
+            self,
+            tokenizer=settings.tokenizer,
+            vocab_size=settings.vocab_size,
+            context=settings.context,
+            packing=settings.packing,
+            val_fraction=settings.val_fraction,
+            cache_dir=cache_dir,
+            document_mask=settings.document_mask,
+            restart_positions=settings.restart_positions,
+        )
 
 
 def hash_files(files: Iterable[Path], root: Path, *options: object) -> str:

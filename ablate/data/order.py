@@ -12,11 +12,11 @@ class StepOrder(Sampler[list[int]]):
     The order is one permutation of all rows per epoch, keyed by (seed, epoch), end to end; micro-batch n
     takes the n-th `batch_size * world` places of it, and rank r the r-th slice of these. So resuming
     is starting at `start`, with nothing to replay, and two ranks of batch b see together what one
-    process sees with batch 2b.
+    process sees with batch 2b. `rows`: None for rows without end, which are taken as they come.
     """
 
-    def __init__(self, rows: int, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1):
-        if rows < 1:
+    def __init__(self, rows: int | None, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1):
+        if rows is not None and rows < 1:
             raise ValueError("StepOrder needs at least one row")
         self.rows, self.batch_size, self.seed, self.start = rows, batch_size, seed, start
         self.rank, self.world = rank, world
@@ -25,7 +25,10 @@ class StepOrder(Sampler[list[int]]):
     def at(self, n: int) -> np.ndarray:
         """The row ids of micro-batch n on this rank, `[batch_size]`."""
         first = (n * self.world + self.rank) * self.batch_size
-        epochs, places = np.divmod(np.arange(first, first + self.batch_size), self.rows)
+        places = np.arange(first, first + self.batch_size)
+        if self.rows is None:
+            return places
+        epochs, places = np.divmod(places, self.rows)
         ids = np.empty(self.batch_size, dtype=np.int64)
         for epoch in range(epochs[0], epochs[-1] + 1):
             here = epochs == epoch

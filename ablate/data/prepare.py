@@ -5,28 +5,48 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ablate.data.corpus import Corpus
 from ablate.data.packing import PACKERS, Rows
 from ablate.data.rows import PackedRows
+from ablate.data.settings import Settings
 from ablate.data.tokenise import FORMAT, write
 from ablate.data.tokenizer import SMALLEST, Tokenizer
 from ablate.data.workspace import sync, workspace
 from ablate.errors import AblateError
 
+if TYPE_CHECKING:
+    from ablate.data.corpus import Corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings(Settings):
+    """A corpus of text's."""
+
+    tokenizer: str | None
+    packing: str
+    document_mask: bool
+    restart_positions: bool
+    val_fraction: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        PACKERS.component(self.packing)
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared corpus. `fingerprint` (64 hex digits) names the source, the tokenizer and the split."""
+    """A prepared corpus: it fulfils `Opened`. `fingerprint` (64 hex digits) names the source, the tokenizer and
+    the split."""
 
     tokenizer: Tokenizer
     fingerprint: str
     train: PackedRows
     val: PackedRows
     folder: Path
+    packing: str
 
     def report(self) -> dict[str, float]:
         """Plain numbers for a log. Tokens are (input, target) pairs: each document's, and one for its end."""
@@ -43,6 +63,11 @@ class Prepared:
             }
         return numbers
 
+    def describe(self) -> str:
+        train, val = (len(rows.stream) - 1 for rows in (self.train, self.val))
+        used = self.train.plan.utilisation
+        return f"{train:,} tokens to train on, {val:,} to validate; {self.packing} packing, {used:.1%} used"
+
     def require(self, batch_size: int) -> None:
         """Check that one batch of `batch_size` rows does not repeat a row.
 
@@ -58,7 +83,7 @@ class Prepared:
 
 
 def prepare(
-    corpus: Corpus,
+    corpus: "Corpus",
     *,
     tokenizer: str | None,
     vocab_size: int,
@@ -133,7 +158,9 @@ def prepare(
             restart_positions=switches[1],
         )
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    return Prepared(Tokenizer.from_json(text, str(folder)), fingerprint, opened["train"], opened["val"], folder)
+    return Prepared(
+        Tokenizer.from_json(text, str(folder)), fingerprint, opened["train"], opened["val"], folder, packing
+    )
 
 
 def _manifest(folder: Path, fingerprint: str) -> dict[str, Any]:

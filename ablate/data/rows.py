@@ -9,6 +9,8 @@ from torch.utils.data import Dataset
 
 from ablate.data.packing import Rows
 
+IGNORE = -100  # the target of a position that is not scored, as torch's cross_entropy has it
+
 
 class PackedRows(Dataset):
     """The rows of a split, read from its token stream, a whole batch at a time.
@@ -48,7 +50,11 @@ class PackedRows(Dataset):
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, ids: Sequence[int]) -> dict[str, Tensor]:
+    @property
+    def size(self) -> int:
+        return len(self)
+
+    def __getitem__(self, ids: Sequence[int]) -> dict[str, Tensor | int]:
         """The batch of the rows `ids`; an id of -1 is a row of padding only.
 
         Returns:
@@ -56,6 +62,8 @@ class PackedRows(Dataset):
             targets: `[B, T]` int64, the token that follows; -100 on padding.
             positions: `[B, T]` int64, padding 0.
             documents: `[B, T]` int32, only with the document mask: 0, 1, 2, ... for the pieces of a row, -1 on padding.
+            max_documents: with `documents`: no row has more runs of them, padding included; rounded up to a power of
+                two, so that compiled code meets few values.
         """
         ids = np.asarray(ids, dtype=np.int64)
         batch, size = len(ids), len(ids) * self.context
@@ -74,7 +82,7 @@ class PackedRows(Dataset):
         to = np.repeat(place, length) + within
         source = np.repeat(self._source[piece], length) + within
         tokens = np.zeros(size, dtype=np.int64)
-        targets = np.full(size, -100, dtype=np.int64)
+        targets = np.full(size, IGNORE, dtype=np.int64)
         positions = np.zeros(size, dtype=np.int64)
         tokens[to] = self.stream[source]
         targets[to] = self.stream[source + 1]
@@ -83,7 +91,11 @@ class PackedRows(Dataset):
         if self.document_mask:
             arrays["documents"] = np.full(size, -1, dtype=np.int32)
             arrays["documents"][to] = np.repeat(ordinal, length)
-        return {name: torch.from_numpy(array).view(batch, self.context) for name, array in arrays.items()}
+        tensors = {name: torch.from_numpy(array).view(batch, self.context) for name, array in arrays.items()}
+        if not self.document_mask:
+            return tensors
+        padded = np.bincount(row, length, minlength=batch) < self.context
+        return {**tensors, "max_documents": 1 << int((count + padded).max() - 1).bit_length()}
 
 
 def _ranges(counts: np.ndarray) -> np.ndarray:

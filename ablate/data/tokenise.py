@@ -5,13 +5,15 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from ablate.data.corpus import Corpus
 from ablate.data.tokenizer import Tokenizer
 from ablate.errors import AblateError
+
+if TYPE_CHECKING:
+    from ablate.data.corpus import Corpus
 
 FORMAT = 1  # of the prepared folder; a new number prepares every corpus again
 SPLITS = ("train", "val")
@@ -19,7 +21,7 @@ BATCH_BYTES = 4 << 20  # of text tokenised at once
 
 
 def write(
-    corpus: Corpus,
+    corpus: "Corpus",
     tokenizer: Tokenizer | None,
     vocab_size: int,
     val_fraction: float,

@@ -37,7 +37,15 @@ class Tokenizer:
         return self._size
 
     def encode(self, text: str) -> list[int]:
-        return self.backend.encode(text, add_special_tokens=False).ids
+        """The ids of `text`.
+
+        Raises:
+            AblateError: it holds what is not in the vocabulary, where that is of words.
+        """
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises plain Exception
+            raise AblateError(f"{text!r} is not in the vocabulary; this tokenizer knows {self._known()}") from error
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
@@ -45,6 +53,9 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`. Bytes that are not UTF-8, as a model may produce them, become U+FFFD."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def _known(self) -> str:
+        return f"{self._size} words, such as {self.decode([0])!r} and {self.decode([1])!r}"
 
     def to_json(self) -> str:
         return self.backend.to_str()
@@ -124,4 +135,19 @@ class Tokenizer:
             show_progress=False,
         )
         backend.train_from_iterator(documents, trainer)
+        return cls(backend)
+
+    @classmethod
+    def of_symbols(cls, count: int) -> "Tokenizer":
+        """The words "0", "1", ..., apart by spaces, each with its number as id, and then the end of text."""
+        from tokenizers import Tokenizer as Backend
+        from tokenizers import decoders, models, pre_tokenizers
+
+        space = "\u2581"  # opens each word, so that what goes on from a prompt reads as one text with it
+        words = {f"{space}{number}": number for number in range(count)}
+        backend = Backend(models.WordLevel(words | {EOT: count}, unk_token=""))
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(space, prepend_scheme="always")]
+        )
+        backend.decoder = decoders.Metaspace(space, prepend_scheme="never")
         return cls(backend)

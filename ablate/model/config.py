@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ablate.errors import AblateError, did_you_mean
+from ablate.model import flex, varlen  # noqa: F401  (their kernels register themselves)
 from ablate.model.attention import ATTENTIONS
 from ablate.model.block import PLACEMENTS
 from ablate.model.kernel import check_kernel

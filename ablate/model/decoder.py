@@ -21,6 +21,7 @@ class Layer:
     """What attention in one layer is made of, apart from its weights."""
 
     position: int  # which of `Decoder.positions`
+    mask: int  # layers of one number attend to the same keys, with the same bias
     scores: Scores
 
     @property
@@ -91,6 +92,7 @@ class Decoder(nn.Module):
         self.positions = nn.ModuleList()
         self.layers: list[Layer] = []
         known: dict[str, int] = {}
+        masks: dict[str, int] = {}
         for spec in specs:
             attention = AXES["attention"].build(spec["attention"], config.dim, config.heads, config.bias)
             ffn = AXES["ffn"].build(spec["ffn"], config.dim, config.bias)
@@ -108,15 +110,17 @@ class Decoder(nn.Module):
                         spec["position"], config.dim, config.heads, attention.head_dim, config.context
                     )
                 )
-            self.layers.append(self._layer(known[kind], AXES["pattern"].build(spec["pattern"]), attention))
+            position = self.positions[known[kind]]
+            scores = self._scores(AXES["pattern"].build(spec["pattern"]), position, attention)
+            mask = masks.setdefault(f"{scores.pattern} {known[kind] if position.biased else ''}", len(masks))
+            self.layers.append(Layer(known[kind], mask, scores))
         self.final_norm = norm() if self.blocks[-1].final_norm else nn.Identity()
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.limit = min((p.limit for p in self.positions if p.limit is not None), default=None)
 
-    def _layer(self, number: int, pattern: Pattern, attention: nn.Module) -> Layer:
-        position = self.positions[number]
+    def _scores(self, pattern: Pattern, position: Position, attention: nn.Module) -> Scores:
         bias = position.bias if position.biased else None
         softcap = getattr(attention, "softcap", None)
         scores = Scores(pattern, self.config.heads, attention.kv_heads, attention.head_dim, softcap, bias)
@@ -124,7 +128,7 @@ class Decoder(nn.Module):
             reason = KERNELS[self.config.kernel].refusal(scores)
             if reason is not None:
                 raise AblateError(f"model.kernel={self.config.kernel}: {reason}; choose another kernel, or auto")
-        return Layer(number, scores)
+        return scores
 
     def forward(
         self,
@@ -197,11 +201,14 @@ class Decoder(nn.Module):
         kernels = self.kernels(place)
         for number, (layer, layout, name) in enumerate(zip(self.layers, layouts, kernels, strict=True)):
             scores, kernel = layer.scores, KERNELS[name]
-            key = (name, str(scores.pattern), layer.position if scores.bias else None)
-            if key not in masks:
-                masks[key] = kernel.prepare(scores, layout, place.dtype)
-            position, rotation = self.positions[layer.position], rotations[layer.position]
-            contexts.append(ForwardContext(number, scores, position, rotation, kernel, masks[key], cache, real, record))
+            if (name, layer.mask) not in masks:
+                masks[name, layer.mask] = kernel.prepare(scores, layout, place.dtype)
+            position, rotation, mask = (
+                self.positions[layer.position],
+                rotations[layer.position],
+                masks[name, layer.mask],
+            )
+            contexts.append(ForwardContext(number, scores, position, rotation, kernel, mask, cache, real, record))
         return contexts
 
     def kernels(self, place: Place) -> list[str]:
@@ -255,6 +262,6 @@ class Decoder(nn.Module):
 
     def _place(self, x: Tensor, cached: bool) -> Place:
         device = x.device.type
-        autocast = device != "meta" and torch.is_autocast_enabled(device)  # which does not know that device
+        autocast = device != "meta" and torch.is_autocast_enabled(device)  # there is none on meta tensors
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
         return Place(device, dtype, torch.is_grad_enabled() and not cached, cached)

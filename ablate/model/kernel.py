@@ -59,7 +59,7 @@ class Kernel:
 
     def refusal(self, scores: Scores) -> str | None:
         """What this kernel cannot do of a layer, wherever it runs."""
-        if self.patterns == "bands" and not scores.pattern.is_band(BAND_LENGTH):
+        if self.patterns == "bands" and scores.pattern.band() is None:
             return f"cannot mask the pattern {scores.pattern}"
         if scores.bias is not None and not self.bias:
             return "cannot add a position's bias to the scores"
@@ -81,6 +81,10 @@ class Kernel:
             return f"takes heads {widths} wide, in steps of {self.head_dims.step}, not {scores.head_dim}"
         return None
 
+    def missing(self) -> str | None:
+        """What this machine, which has one of `devices`, lacks for it: a package, a newer GPU."""
+        return None
+
     def prepare(self, scores: Scores, layout: Layout, dtype: torch.dtype) -> Any:
         """The mask, and the position's bias, of a pass that lies as `layout` says, for scores in `dtype`."""
         raise NotImplementedError
@@ -89,7 +93,6 @@ class Kernel:
         raise NotImplementedError
 
 
-BAND_LENGTH = 1024  # a pattern that is a band on a document of so many tokens is taken for one
 KERNELS: dict[str, Kernel] = {}
 
 
@@ -139,9 +142,10 @@ class SDPA(Kernel):
         keys, pattern = layout.key.shape[-1], scores.pattern
         bias = dense_bias(scores, layout)
         if bias is None:
-            if layout.square and pattern.pairs(keys) == keys * (keys + 1) // 2:
+            band = pattern.band()
+            if layout.square and band is not None and band >= keys:
                 return None, True
-            if layout.last and pattern.is_band(layout.last):
+            if layout.last and band is not None:
                 return None, False
             bias = torch.zeros((), device=layout.key.device)
         # Added to the scores, in their own precision: SDPA would convert a boolean mask in every layer.
@@ -204,7 +208,7 @@ def _refusal(name: str, scores: Scores, place: Place) -> str | None:
     kernel = KERNELS[name]
     if place.cached and not kernel.cache:
         return "does not read a cache"
-    return kernel.refusal(scores) or kernel.refusal_at(scores, place)
+    return kernel.refusal(scores) or kernel.refusal_at(scores, place) or kernel.missing()
 
 
 def _by_speed(place: Place) -> tuple[str, ...]:

@@ -47,10 +47,11 @@ class GroupedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(groups, out_features, in_features))
         self.bias = nn.Parameter(torch.empty(groups * out_features)) if bias else None
 
-    def unbind(self) -> list[tuple[Tensor, Tensor | None]]:
+    def unbind(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None]]:
         """Weight and bias of each map."""
-        biases = [None] * len(self.weight) if self.bias is None else self.bias.view(len(self.weight), -1)
-        return list(zip(self.weight, biases, strict=True))
+        count = len(self.weight)
+        biases = [None] * count if self.bias is None else self.bias.to(dtype).view(count, -1)
+        return list(zip(self.weight.to(dtype), biases, strict=True))
 
     def forward(self, x: Tensor, group: Tensor, ends: Tensor) -> Tensor:
         """x `[R, in]`, sorted by `group` `[R]`, of which each has its last row before `ends` `[E]` -> `[R, out]`."""

@@ -47,6 +47,18 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float
     return torch.cat(losses).view_as(targets)
 
 
+@torch.no_grad()
+def right_answers(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """How many scored targets have the largest logit, a scalar; hidden `[B, T, D]`, targets `[B, T]`.
+
+    A soft-cap, which keeps the order, makes no difference.
+    """
+    scored = targets != IGNORE
+    rows = zip(hidden[scored].split(_CHUNK), targets[scored].split(_CHUNK), strict=True)
+    right = [(_logits(h, weight.to(h.dtype), None).argmax(-1) == t).sum() for h, t in rows]
+    return sum(right, torch.zeros((), dtype=torch.int64, device=targets.device))
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:

@@ -1,5 +1,6 @@
 """Mixture of experts: each token passes through a few of many dense FFNs, `[B, T, D] -> [B, T, D]`."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -127,9 +128,10 @@ class MixtureOfExperts(FeedForward):
 
     def _drop(self, routing: Routing, real: Tensor | None) -> Routing:
         tokens, choices, experts = routing.taken.shape
-        if real is not None:
-            tokens = real.sum(dtype=torch.float64)
-        capacity = torch.as_tensor(self.capacity_factor * tokens * choices / experts).ceil()
+        if real is None:
+            capacity = math.ceil(self.capacity_factor * tokens * choices / experts)
+        else:
+            capacity = (self.capacity_factor * real.sum(dtype=torch.float64) * choices / experts).ceil()
         queue = routing.taken.transpose(0, 1).flatten(0, 1)  # all first choices, then all second ones
         place = (queue.cumsum(0) * queue).sum(-1).view(choices, -1).t()
         dropped = place > capacity
@@ -155,16 +157,17 @@ class MixtureOfExperts(FeedForward):
         outputs = _Take.apply(rows, place, order, 1).view(*routing.experts.shape, -1)
         return (outputs * routing.gates.unsqueeze(-1)).sum(1).to(dtype)
 
-    def _one_by_one(self, rows: Tensor, ends: Tensor) -> Tensor:
+    def _one_by_one(self, x: Tensor, ends: Tensor) -> Tensor:
         """On a CPU the quickest, and there a row's result does not hang on how many share its expert."""
-        outputs = []
-        experts = zip(*(project.unbind() for project in self.experts.maps()), strict=True)
-        for part, weights in zip(rows.tensor_split(ends[:-1].tolist()), experts, strict=True):
-            if len(part):
-                padded = F.pad(part, (0, 0, 0, max(0, _LEAST_ROWS - len(part))))
-                maps = [partial(linear, weight=weight, bias=bias) for weight, bias in weights]
-                outputs.append(self.experts.through(padded, maps)[: len(part)])
-        return torch.cat(outputs)
+        sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
+        experts = zip(*(project.unbind(x.dtype) for project in self.experts.maps()), strict=True)
+        parts = zip(x.split(sizes), experts, strict=True)
+        return torch.cat([self._one(part, weights) for part, weights in parts if len(part)])
+
+    def _one(self, x: Tensor, weights: tuple[tuple[Tensor, Tensor | None], ...]) -> Tensor:
+        if len(x) < _LEAST_ROWS:
+            return self._one(F.pad(x, (0, 0, 0, _LEAST_ROWS - len(x))), weights)[: len(x)]
+        return self.experts.through(x, [partial(linear, weight=weight, bias=bias) for weight, bias in weights])
 
     # --- what it leaves beside -----------------------------------------------------------------------
 

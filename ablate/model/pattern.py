@@ -5,6 +5,7 @@ document mask are composed around it. All else is derived from it: masks, FLOPs,
 cache must keep.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -21,7 +22,8 @@ PATTERNS = Axis("model.pattern")
 class Pattern:
     """The contract: `allowed`, elementwise on integer tensors that broadcast, always for key <= query.
 
-    `pairs` and `reach` follow from it by counting; a pattern overrides them only with a closed form.
+    `pairs` and `reach` follow from it by counting; a pattern overrides them only with a closed form. `band` cannot
+    be counted, for it speaks of every length: a pattern that is a band says so, and is then open to quicker kernels.
     """
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
@@ -35,10 +37,9 @@ class Pattern:
         """The most recent keys, the query's own included, that any query below `length` needs."""
         return _count(self, length)[1]
 
-    def is_band(self, length: int) -> bool:
-        """Whether every query attends to exactly its last `reach` keys."""
-        reach = self.reach(length)
-        return self.pairs(length) == reach * (reach + 1) // 2 + (length - reach) * reach
+    def band(self) -> float | None:
+        """w, if every query attends to exactly its last w keys in a document of any length; `inf`: to all."""
+        return None
 
 
 @lru_cache(maxsize=256)
@@ -67,6 +68,9 @@ class Full(Pattern):
     def reach(self, length: int) -> int:
         return length
 
+    def band(self) -> float:
+        return math.inf
+
 
 @PATTERNS.register("local")
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,9 @@ class Local(Pattern):
     def reach(self, length: int) -> int:
         return min(self.window, length)
 
+    def band(self) -> int:
+        return self.window
+
 
 @PATTERNS.register("strided")
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +119,9 @@ class Strided(Pattern):
         distance = query - key
         local, stride = distance < self.stride, distance % self.stride == 0
         return {"local": local, "stride": stride, None: local | stride}[self.part]
+
+    def band(self) -> int | None:
+        return self.stride if self.part == "local" else None
 
 
 @PATTERNS.register("fixed")
@@ -171,10 +181,14 @@ class Layout:
     max_documents: int | None = None
 
 
+def sees(pattern: Pattern, query: Tensor, key: Tensor) -> Tensor:
+    """The pattern with causality, elementwise on in-document indices of one document."""
+    return (key >= 0) & (key <= query) & pattern.allowed(query, key)
+
+
 def dense_mask(pattern: Pattern, layout: Layout) -> Tensor:
     """`[B or 1, 1, T, S]`, True where a query may attend to a key."""
-    query, key = layout.query.unsqueeze(-1), layout.key.unsqueeze(-2)
-    mask = (key >= 0) & (key <= query) & pattern.allowed(query, key)
+    mask = sees(pattern, layout.query.unsqueeze(-1), layout.key.unsqueeze(-2))
     if layout.query_document is not None:
         mask = mask & (layout.query_document.unsqueeze(-1) == layout.key_document.unsqueeze(-2))
     return mask.unsqueeze(1)

@@ -1,18 +1,19 @@
-"""Prepared rows as Lightning's data: batches are a function of (seed, step) alone."""
+"""The rows of a corpus as Lightning's data: batches are a function of (seed, step) alone."""
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from ablate.data import PackedRows, Prepared, StepOrder
+from ablate.data import Opened, RowSource, StepOrder
 
 
-class PackedData(LightningDataModule):
+class RowData(LightningDataModule):
     """Endless training batches that start at the trainer's step, and the whole validation set in order."""
 
-    def __init__(self, prepared: Prepared, batch_size: int, seed: int, workers: int, max_rows: int | None):
+    def __init__(self, corpus: Opened, batch_size: int, seed: int, workers: int, max_rows: int | None):
         super().__init__()
-        self._prepared, self._batch_size, self._seed, self._workers = prepared, batch_size, seed, workers
-        self._train_rows = min(len(prepared.train), max_rows or len(prepared.train))
+        self._corpus, self._batch_size, self._seed, self._workers = corpus, batch_size, seed, workers
+        limits = [limit for limit in (corpus.train.size, max_rows) if limit is not None]
+        self._train_rows = min(limits, default=None)
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
@@ -20,14 +21,14 @@ class PackedData(LightningDataModule):
         order = StepOrder(
             self._train_rows, self._batch_size, self._seed, start, trainer.global_rank, trainer.world_size
         )
-        return self._loader(self._prepared.train, order)
+        return self._loader(self._corpus.train, order)
 
     def val_dataloader(self) -> DataLoader:
-        rows, size = self._prepared.val, self._batch_size
-        ids = list(range(len(rows)))
+        rows, size = self._corpus.val, self._batch_size
+        ids = list(range(rows.size))
         ids += [-1] * (-len(ids) % size)  # empty rows: every batch has the same shape
         return self._loader(rows, [ids[i : i + size] for i in range(0, len(ids), size)])
 
-    def _loader(self, rows: PackedRows, order) -> DataLoader:
+    def _loader(self, rows: RowSource, order) -> DataLoader:
         pin = self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(rows, batch_size=None, sampler=order, num_workers=self._workers, pin_memory=pin)

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig
 
 from ablate.compose import plain
-from ablate.data import Prepared, prepare
+from ablate.data import Opened
 from ablate.errors import AblateError
 from ablate.generation import generate, measure_generation
 from ablate.run import read_summary, save_model, write_json
@@ -29,7 +29,7 @@ from ablate.training.callbacks import (
 )
 from ablate.training.checkpoint import AtomicCheckpointIO, last_good_checkpoint
 from ablate.training.curves import Curves
-from ablate.training.datamodule import PackedData
+from ablate.training.datamodule import RowData
 from ablate.training.lightning import quiet
 from ablate.training.module import LanguageModel
 from ablate.training.parts import Parts, assemble
@@ -100,18 +100,8 @@ class _Job:
     def open(self, resuming: bool) -> None:
         """Prepares the corpus, finds the checkpoint, says what is going to run."""
         config, data = self.config, self.parts.data
-        self.prepared: Prepared = prepare(
-            self.parts.corpus,
-            tokenizer=data.tokenizer,
-            vocab_size=data.vocab_size,
-            context=data.context,
-            packing=data.packing,
-            val_fraction=data.val_fraction,
-            cache_dir=Path(config.paths.data),
-            document_mask=data.document_mask,
-            restart_positions=data.restart_positions,
-        )
-        self.prepared.require(data.batch_size)
+        self.corpus: Opened = self.parts.corpus.open(data, config.seed, Path(config.paths.data))
+        self.corpus.require(data.batch_size)
         self.checkpoint, earlier = None, {}
         if resuming:
             earlier = read_summary(self.path)
@@ -124,16 +114,16 @@ class _Job:
             "seed": config.seed,
             "overrides": self.overrides,
             "budget": self.parts.budget.to_dict(),
-            "corpus": {"name": config.data.name, "fingerprint": self.prepared.fingerprint, **self.prepared.report()},
+            "corpus": {"name": config.data.name, "fingerprint": self.corpus.fingerprint, **self.corpus.report()},
             "precision": self.parts.precision,
             **folder.provenance(),
         }
         folder.write_config(self.path, config)
         write_json(self.path / "summary.json", self.summary)
-        terminal.show_plan(self.parts, self.prepared, config)
+        terminal.show_plan(self.parts, self.corpus, config)
 
     def _check_resumable(self, earlier: dict[str, Any]) -> None:
-        if earlier.get("corpus", {}).get("fingerprint") != self.prepared.fingerprint:
+        if earlier.get("corpus", {}).get("fingerprint") != self.corpus.fingerprint:
             raise AblateError(f"resume: the corpus is not the one that {self.path} was trained on; start a new run")
         step, max_steps = self._checkpoint_step(), self.config.trainer.max_steps
         if step > max_steps or (step == max_steps and earlier.get("status") == "finished"):
@@ -152,8 +142,8 @@ class _Job:
     def fit(self) -> float:
         """Trains to the end, or to the next signal; the summary says how it ended."""
         config, parts, trainer = self.config, self.parts, self.trainer
-        module = LanguageModel(parts.decoder, parts.optimizer, parts.schedule, self.prepared.val, config.compile)
-        data = PackedData(self.prepared, parts.data.batch_size, config.seed, parts.data.workers, parts.data.max_rows)
+        module = LanguageModel(parts.decoder, parts.optimizer, parts.schedule, self.corpus.val, config.compile)
+        data = RowData(self.corpus, parts.data.batch_size, config.seed, parts.data.workers, parts.data.max_rows)
         seed_everything(config.seed % 2**32, verbose=False)  # parts that draw while training; resuming restores them
         self.start, status = time.perf_counter(), "failed"
         try:
@@ -183,15 +173,17 @@ class _Job:
 
     def _finish(self) -> None:
         """Final metrics, the model's files, a sample, and what generating costs."""
-        decoder, tokenizer = self.parts.decoder, self.prepared.tokenizer
+        decoder, tokenizer = self.parts.decoder, self.corpus.tokenizer
         save_model(self.path / "model", decoder, tokenizer)
         self.summary |= {
             "metrics": self._metrics(),
             "speed": {"train_tokens_per_s": self.throughput.tokens_per_s, "train_mfu": self.throughput.mfu},
             "memory": hardware.peak_memory(self.device),
         }
-        decoder.eval().to(self.device)
         sample, context = self.config.sample, decoder.config.context
+        if sample is None:
+            return
+        decoder.eval().to(self.device)
         prompt_ids = [tokenizer.eot, *tokenizer.encode(sample.prompt)]
         new_tokens = min(sample.max_new_tokens, context - len(prompt_ids))
         if new_tokens < 1:

@@ -1,4 +1,4 @@
-"""The LightningModule: next-token loss, validation per document, optimiser and schedule."""
+"""The LightningModule: next-token loss, validation, optimiser and schedule."""
 
 import math
 from collections.abc import Callable
@@ -8,18 +8,18 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from ablate.data import PackedRows
+from ablate.data import RowSource
 from ablate.model.decoder import Decoder, Record
-from ablate.model.loss import IGNORE, next_token_loss, token_losses
+from ablate.model.loss import IGNORE, next_token_loss, right_answers, token_losses
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Tensor | int]  # see RowSource
 
 
 class LanguageModel(LightningModule):
     """Trains a `Decoder` on batches of packed rows.
 
     optimizer: model -> torch optimiser. schedule: (step, max_steps) -> factor on the learning rate.
-    validation: the rows that are validated on, for bits per byte.
+    validation: the rows that are validated on: of text, for bits per byte; of a task, for accuracy.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class LanguageModel(LightningModule):
         decoder: Decoder,
         optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer],
         schedule: Callable[[int, int], float],
-        validation: PackedRows,
+        validation: RowSource,
         compile: bool = False,
     ):
         super().__init__()
@@ -36,10 +36,14 @@ class LanguageModel(LightningModule):
         # The compiled function stands beside the module: its parameters keep their names.
         self._train_loss = torch.compile(self._loss) if compile else self._loss
 
+    def _hidden(self, batch: Batch, record: Record | None = None) -> Tensor:
+        documents, most = batch.get("documents"), batch.get("max_documents")
+        return self.decoder.hidden(batch["tokens"], batch["positions"], documents, record=record, max_documents=most)
+
     def _loss(self, batch: Batch) -> tuple[Tensor, Record]:
         """The loss of the next token, and what the layers left beside."""
-        record, decoder = Record(), self.decoder
-        hidden = decoder.hidden(batch["tokens"], batch["positions"], batch.get("documents"), record=record)
+        record = Record()
+        hidden, decoder = self._hidden(batch, record), self.decoder
         loss = next_token_loss(hidden, decoder.head.weight, batch["targets"], decoder.config.logit_softcap)
         return loss, record
 
@@ -55,16 +59,21 @@ class LanguageModel(LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._nats = torch.zeros((), dtype=torch.float64, device=self.device)
         self._scored = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._right = torch.zeros((), dtype=torch.int64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        decoder = self.decoder
-        hidden = decoder.hidden(batch["tokens"], batch["positions"], batch["documents"])
+        hidden, decoder = self._hidden(batch), self.decoder
         nats = token_losses(hidden, decoder.head.weight, batch["targets"], decoder.config.logit_softcap)
         self._nats += nats.sum(dtype=torch.float64)
         self._scored += (batch["targets"] != IGNORE).sum()
+        if self._validation.bytes is None:
+            self._right += right_answers(hidden, decoder.head.weight, batch["targets"])
 
     def on_validation_epoch_end(self) -> None:
         self.log("val/loss", (self._nats / self._scored).float(), prog_bar=True)
+        if self._validation.bytes is None:
+            self.log("val/accuracy", self._right / self._scored, prog_bar=True)
+            return
         # All bytes, unless limit_val_batches left some out: then their share.
         scored_bytes = self._validation.bytes * self._scored / self._validation.targets
         self.log("val/bpb", (self._nats / math.log(2) / scored_bytes).float())

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, ListConfig
 
 from ablate.accounting import Budget, budget
 from ablate.compose import plain
-from ablate.data import CORPORA, PACKERS
+from ablate.data import CORPORA, Settings
 from ablate.errors import AblateError
 from ablate.generation import Sampling
 from ablate.model.config import DecoderConfig, load_plugins
@@ -18,28 +18,12 @@ from ablate.model.registry import check_options
 from ablate.training import hardware
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """What `data` says besides the corpus and its own options."""
-
-    tokenizer: str | None
-    vocab_size: int
-    context: int
-    packing: str
-    document_mask: bool
-    restart_positions: bool
-    batch_size: int
-    val_fraction: float
-    workers: int
-    max_rows: int | None
-
-
 @dataclass
 class Parts:
     decoder: Decoder
     kernels: list[str]  # that compute each layer's attention in training
     budget: Budget
-    data: DataSettings
+    data: Settings
     corpus: Any
     optimizer: Any  # model -> torch optimiser
     schedule: Any  # (step, max_steps) -> factor on the learning rate
@@ -62,7 +46,8 @@ def assemble(config: DictConfig) -> Parts:
         raise AblateError(f"seed={config.seed}: expected less than 2^63")
     if not isinstance(config.compile, bool):
         raise AblateError(f"compile={config.compile}: expected true or false")
-    _check_sample(config.sample)
+    if config.sample is not None:
+        _check_sample(config.sample)
     for key in ("max_steps", "accumulate_grad_batches", "log_every_n_steps", "val_check_interval"):
         _whole(f"trainer.{key}", config.trainer[key], 1)
     if config.trainer.devices != 1:
@@ -74,8 +59,9 @@ def assemble(config: DictConfig) -> Parts:
     precision = config.trainer.precision
     if precision == "auto":
         precision = "bf16-mixed" if hardware.has_bf16(accelerator) else "32-true"
+    data, corpus = _data(plain(config.data))
     model = DecoderConfig.from_dict(plain(config.model))
-    data, corpus = _data(plain(config.data), model)
+    _check_sizes(data, model)
     if accelerator == "cpu":
         check_memory(model, training=True)
     decoder = Decoder(model, config.seed)
@@ -86,14 +72,14 @@ def assemble(config: DictConfig) -> Parts:
     return Parts(decoder, kernels, budget(decoder), data, corpus, optimizer, schedule, accelerator, precision)
 
 
-def _data(node: dict[str, Any], model: DecoderConfig) -> tuple[DataSettings, Any]:
-    shared = {key: node.pop(key) for key in list(node) if key in DataSettings.__dataclass_fields__}
+def _data(node: dict[str, Any]) -> tuple[Settings, Any]:
+    kind = CORPORA.component(node.get("name")).Settings
+    shared = {key: node.pop(key) for key in list(node) if key in kind.__dataclass_fields__}
     corpus = CORPORA.build(node)
-    settings = DataSettings(**check_options("data", "data", DataSettings, shared))
-    PACKERS.component(settings.packing)
-    for key, least in (("batch_size", 1), ("vocab_size", 1), ("context", 1), ("workers", 0), ("max_rows", 1)):
-        if getattr(settings, key) is not None:
-            _whole(f"data.{key}", getattr(settings, key), least)
+    return kind(**check_options("data", "data", kind, shared)), corpus
+
+
+def _check_sizes(settings: Settings, model: DecoderConfig) -> None:
     if settings.vocab_size > model.vocab_size:
         raise AblateError(
             f"model.vocab_size={model.vocab_size} has no room for data.vocab_size={settings.vocab_size}: "
@@ -101,7 +87,6 @@ def _data(node: dict[str, Any], model: DecoderConfig) -> tuple[DataSettings, Any
         )
     if settings.context > model.context:
         raise AblateError(f"data.context={settings.context} is beyond model.context={model.context}: raise that")
-    return settings, corpus
 
 
 def _check_sample(sample: DictConfig) -> None:

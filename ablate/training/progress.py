@@ -58,5 +58,6 @@ class StepLines(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if not trainer.sanity_checking and "val/loss" in trainer.callback_metrics:
-            loss, bpb = (trainer.callback_metrics[key].item() for key in ("val/loss", "val/bpb"))
-            print(f"step {trainer.global_step}/{trainer.max_steps}  val/loss {loss:.4f}  val/bpb {bpb:.4f}", flush=True)
+            found = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+            said = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+            print(f"step {trainer.global_step}/{trainer.max_steps}  {said}", flush=True)

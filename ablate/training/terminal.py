@@ -8,16 +8,18 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from ablate.data import Prepared
+from ablate.data import Opened
 from ablate.model.config import AXES
 from ablate.training.parts import Parts
 
+UNITS = {"val/loss": "nats a token", "val/bpb": "bits a byte"}
 
-def show_plan(parts: Parts, prepared: Prepared, config: DictConfig) -> None:
+
+def show_plan(parts: Parts, corpus: Opened, config: DictConfig) -> None:
     """The layer table, the budget, the corpus, and where the run goes."""
     out = console()
     out.print(_layer_table(parts.decoder.config.layers(), parts.kernels))
-    cost, data, report = parts.budget, parts.data, prepared.report()
+    cost, data = parts.budget, parts.data
     tokens_a_step = data.batch_size * data.context * config.trainer.accumulate_grad_batches
     _lines(
         out,
@@ -25,9 +27,7 @@ def show_plan(parts: Parts, prepared: Prepared, config: DictConfig) -> None:
             "parameters": f"{_short(cost.total)} ({_short(cost.non_embedding)} without embeddings)",
             "forward": f"{_short(cost.flops_per_token)}FLOP a token",
             "cache": f"{cost.kv_bytes_per_token} bytes a token",
-            "corpus": f"{config.data.name}: {_short(report['train_tokens'])} tokens to train on, "
-            f"{_short(report['val_tokens'])} to validate; {data.packing} packing, "
-            f"{report['train_utilisation']:.1%} used",
+            "corpus": f"{config.data.name}: {corpus.describe()}",
             "training": f"{config.trainer.max_steps} steps of {tokens_a_step} tokens, {parts.precision} "
             f"on {parts.accelerator}, seed {config.seed}",
             "run folder": str(config.run_dir),
@@ -43,9 +43,10 @@ def show_results(summary: dict[str, Any], path: Path) -> None:
         sample = summary["sample"]
         out.print("\n" + sample["prompt"] + sample["text"] + "\n", markup=False, highlight=False, style="dim")
     rate = speed["train_tokens_per_s"]
-    lines = {
-        "val/loss": f"{metrics['val/loss']:.4f} nats a token",
-        "val/bpb": f"{metrics['val/bpb']:.4f} bits a byte",
+    lines = {name: f"{metrics[name]:.4f} {unit}" for name, unit in UNITS.items() if name in metrics}
+    if "val/accuracy" in metrics:
+        lines["val/accuracy"] = f"{metrics['val/accuracy']:.4f}, where chance is {summary['corpus']['chance']:.4f}"
+    lines |= {
         "training": "too short to time" if rate is None else f"{rate:.0f} tokens/s, {speed['train_mfu']:.1%} MFU",
         "run folder": str(path),
     }
@@ -75,7 +76,7 @@ def _component(spec: dict[str, Any]) -> str:
 
 def _lines(out: Console, lines: dict[str, str]) -> None:
     for name, text in lines.items():
-        out.print(f"[bold]{name:<12}[/bold]", end="")
+        out.print(f"[bold]{name:<13}[/bold]", end="")
         out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

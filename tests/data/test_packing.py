@@ -137,7 +137,11 @@ def test_batches_equal_a_slow_loop(name, mask, restart):
     ids = [*rng.permutation(len(rows))[:7].tolist(), -1, len(rows) - 1, -1]
     batch = rows[ids]
     expected = slow_batch(stream.astype(int), starts, plan, ids, restart)
-    if not mask:
+    runs = max(1 + int((np.diff(row) != 0).sum()) for row in expected["documents"])
+    if mask:
+        bound = batch.pop("max_documents")
+        assert type(bound) is int and runs <= bound < 2 * runs and bound & (bound - 1) == 0
+    else:
         del expected["documents"]
     assert set(batch) == set(expected)
     for key, tensor in batch.items():
@@ -149,6 +153,7 @@ def test_a_batch_of_empty_rows():
     rows = PackedRows(np.arange(6, dtype=np.uint16), np.array([0]), np.array([4]), pack("padded", [5], 8))
     batch = rows[[-1, -1]]
     assert (batch["targets"] == -100).all() and (batch["documents"] == -1).all() and batch["tokens"].shape == (2, 8)
+    assert batch["max_documents"] == 1
 
 
 def test_large_vocabularies():

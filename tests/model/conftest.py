@@ -16,6 +16,12 @@ def one_seed_and_one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def flex_is_not_traced(monkeypatch):
+    """Each call to FlexAttention outside compiled code would be traced by the compiler: a tenth of a second."""
+    monkeypatch.setattr("torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+
+
 @pytest.fixture
 def enrol():
     """Registers a component for one test: `enrol("norm", "mine", Mine)`."""

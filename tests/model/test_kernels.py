@@ -1,6 +1,7 @@
 """Law 6: kernels agree with the reference, and the reference with a double loop."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,11 +9,13 @@ from zoo import (
     build,
     documents_of,
     gradients,
+    kernels_here,
     label,
     labels,
     models,
     nodes,
     random_tokens,
+    refusal,
     singles,
     small,
     stirred,
@@ -22,25 +25,24 @@ from zoo import (
 from ablate.errors import AblateError
 from ablate.model.attention import ATTENTIONS
 from ablate.model.decoder import ForwardContext
-from ablate.model.kernel import KERNELS, Reference, Scores
+from ablate.model.kernel import KERNELS, Place, Reference, Scores, choose_kernel
 from ablate.model.pattern import PATTERNS, Layout, dense_mask
 from ablate.model.position import Position
 
-OTHERS = [name for name in KERNELS if name != "reference"]
-ANYWHERE = {"sdpa"}  # what has no right to refuse
+TOLERANCE = {"rtol": 0, "atol": 1e-5}
+TRAINING = [name for name in kernels_here(gradient=True) if name != "reference"]
+INFERRING = [name for name in kernels_here(gradient=False) if name != "reference"]
 
 
-def pair(kernel: str, **axes):
-    """The same weights under the reference and under `kernel`, or a skip where that refuses aloud."""
+def pair(kernel: str, gradient: bool, **axes):
+    """The same weights under the reference and under `kernel`; or a skip where that says that it cannot."""
     reference = build(kernel="reference", **axes)
-    try:
-        other = twin(reference, kernel=kernel)
-        other(random_tokens(1, 2))
-    except AblateError:
-        if kernel in ANYWHERE:
-            raise
-        pytest.skip(f"{kernel} does not support this layer here")
-    return reference, other
+    reasons = [refusal(KERNELS[kernel], layer.scores, gradient) for layer in reference.layers]
+    if any(reasons):
+        with pytest.raises(AblateError, match=f"model.kernel={kernel}"):
+            twin(reference, kernel=kernel)(random_tokens(1, 2))
+        pytest.skip(f"{kernel} refuses, aloud")
+    return reference, twin(reference, kernel=kernel)
 
 
 def check_gradients(reference, other, tokens, **kwargs) -> None:
@@ -62,28 +64,78 @@ DOCUMENTS = {
 @pytest.mark.parametrize("documents", DOCUMENTS.values(), ids=DOCUMENTS)
 @pytest.mark.parametrize("attention", singles("attention"), ids=label)
 @pytest.mark.parametrize("pattern", nodes("pattern"), ids=label)
-@pytest.mark.parametrize("kernel", OTHERS)
-def test_forward_and_backward_agree_with_the_reference(kernel, pattern, attention, documents):
-    reference, other = pair(kernel, pattern=pattern, attention=attention)
+@pytest.mark.parametrize("kernel", INFERRING)
+@torch.no_grad()
+def test_logits_agree_with_the_reference(kernel, pattern, attention, documents):
+    reference, other = pair(kernel, False, pattern=pattern, attention=attention)
     tokens = random_tokens(2, 20)
-    kwargs = {"documents": documents}
-    torch.testing.assert_close(other(tokens, **kwargs), reference(tokens, **kwargs), rtol=0, atol=1e-5)
-    check_gradients(reference, other, tokens, **kwargs)
+    expected = reference(tokens, documents=documents)
+    torch.testing.assert_close(other(tokens, documents=documents), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("documents", DOCUMENTS.values(), ids=DOCUMENTS)
+@pytest.mark.parametrize("attention", singles("attention"), ids=label)
+@pytest.mark.parametrize("pattern", nodes("pattern"), ids=label)
+@pytest.mark.parametrize("kernel", TRAINING)
+def test_gradients_agree_with_the_reference(kernel, pattern, attention, documents):
+    reference, other = pair(kernel, True, pattern=pattern, attention=attention)
+    check_gradients(reference, other, random_tokens(2, 20), documents=documents)
+
+
+OPTIONS = {
+    "soft-cap": {"softcap": 0.5},  # below what most scores are, so that it bends them
+    "norm of heads": {"qk_norm": "head"},
+    "norm of all": {"qk_norm": "width", "softcap": 5.0},
+    "biases": {"bias": ["query", "value"], "head_dim": 6},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("position", ["rope", "alibi", "none"])
+@pytest.mark.parametrize("pattern", singles("pattern"), ids=label)
+@pytest.mark.parametrize("kernel", INFERRING)
+@torch.no_grad()
+def test_options_of_attention_mean_the_same_to_every_kernel(kernel, pattern, position, options):
+    reference, other = pair(
+        kernel, False, pattern=pattern, position=position, attention=small("attention", "gqa", **options)
+    )
+    tokens, documents = random_tokens(2, 20), DOCUMENTS["packed otherwise"]
+    expected = reference(tokens, documents=documents)
+    torch.testing.assert_close(other(tokens, documents=documents), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("kernel", INFERRING)
+@torch.no_grad()
+def test_layers_that_differ_in_their_soft_cap_alone_keep_it(kernel):
+    """They share a mask."""
+    attention = {"cycle": [small("attention", "gqa", softcap=cap) for cap in (0.2, 5.0)]}
+    if KERNELS[kernel].softcap:
+        reference, other = pair(kernel, False, attention=attention)
+        torch.testing.assert_close(other(random_tokens(2, 20)), reference(random_tokens(2, 20)), **TOLERANCE)
 
 
 @pytest.mark.parametrize("row", models(), ids=labels)
-@pytest.mark.parametrize("kernel", OTHERS)
-def test_kernels_agree_in_every_model(kernel, row):
-    reference, other = pair(kernel, **row)
-    tokens, documents = random_tokens(2, 20), DOCUMENTS["packed"]
-    check_gradients(reference, other, tokens, documents=documents)
+@pytest.mark.parametrize("kernel", TRAINING)
+def test_gradients_agree_in_every_model(kernel, row):
+    reference, other = pair(kernel, True, **row)
+    check_gradients(reference, other, random_tokens(2, 20), documents=DOCUMENTS["packed"])
 
 
 @pytest.mark.parametrize("row", models(), ids=labels)
-@pytest.mark.parametrize("kernel", OTHERS)
+@pytest.mark.parametrize("kernel", INFERRING)
+@torch.no_grad()
+def test_logits_agree_in_every_model(kernel, row):
+    reference, other = pair(kernel, False, **row)
+    tokens, documents = random_tokens(2, 20), DOCUMENTS["padded"]
+    expected = reference(tokens, documents=documents)
+    torch.testing.assert_close(other(tokens, documents=documents), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("row", models(), ids=labels)
+@pytest.mark.parametrize("kernel", [name for name in INFERRING if KERNELS[name].cache])
 @torch.no_grad()
 def test_kernels_agree_with_a_cache(kernel, row):
-    reference, other = pair(kernel, **row)
+    reference, other = pair(kernel, False, **row)
     caches = [model.new_cache(2, 32) for model in (reference, other)]
     lengths = [[9, 4], [3, 5], [1, 1], [1, 0], [6, 8], [1, 1], [1, 1]]
     for step, counts in enumerate(lengths):
@@ -97,10 +149,12 @@ def test_kernels_agree_with_a_cache(kernel, row):
         torch.testing.assert_close(found[real], expected[real], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", kernels_here(gradient=False))
+@torch.no_grad()
 def test_the_kernel_named_is_the_one_that_computes(kernel, monkeypatch):
     called = []
-    for name, kind in ((name, type(instance)) for name, instance in KERNELS.items()):
+    for name in kernels_here(gradient=False):
+        kind = type(KERNELS[name])
 
         def spy(self, *args, name=name, compute=kind.__call__):
             called.append(name)
@@ -140,7 +194,7 @@ def test_the_reference_is_a_double_loop(kv_heads, name, documents):
                 torch.testing.assert_close(found[b, i, h], expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", kernels_here(gradient=True))
 def test_multi_head_attention_is_torchs(kernel):
     """Forward and backward, weights copied into torch.nn.MultiheadAttention."""
     ours = stirred(ATTENTIONS.build({"name": "mha"}, 32, 4, True))
@@ -193,3 +247,102 @@ def test_a_token_after_a_cache_sees_all_of_it_in_bf16_with_gradients_on():
         model(tokens[:, :-1], cache=cache)
         last = model(tokens[:, -1:], cache=cache)[:, -1].float()
     assert (last - whole).norm() / whole.norm() < 0.02
+
+
+# --- what a kernel cannot do, and what is taken then ----------------------------------------------------
+
+
+REFUSED_AT_BUILD = {
+    "sdpa has no soft-cap": ("sdpa", {"attention": small("attention", "gqa", softcap=5.0)}, "has no soft-cap"),
+    "varlen has no soft-cap": ("varlen", {"attention": small("attention", "mha", softcap=5.0)}, "has no soft-cap"),
+    "varlen adds no bias": ("varlen", {"position": "alibi"}, "bias"),
+    "varlen has windows only": ("varlen", {"pattern": "strided"}, "Strided"),
+    "flash has windows only": ("flash", {"pattern": {"cycle": ["full", "fixed"]}}, "Fixed"),
+}
+
+
+@pytest.mark.parametrize(("kernel", "axes", "reason"), REFUSED_AT_BUILD.values(), ids=REFUSED_AT_BUILD)
+def test_a_kernel_that_cannot_compute_a_layer_is_refused_when_the_model_is_built(kernel, axes, reason):
+    with pytest.raises(AblateError, match=f"^model.kernel={kernel}: .*{reason}.*another kernel, or auto$"):
+        build(kernel=kernel, **axes)
+
+
+@pytest.mark.parametrize(("kernel", "reason"), [("varlen", "cuda"), ("flash", "cuda"), ("flex", "no gradient on cpu")])
+def test_a_kernel_that_cannot_compute_here_is_refused_at_the_first_forward_pass(kernel, reason):
+    with pytest.raises(AblateError, match=f"^model.kernel={kernel}: .*{reason}"):
+        build(kernel=kernel)(random_tokens(1, 4))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kernel", ["flex", "varlen", "flash"])
+def test_a_kernel_without_a_cache_leaves_generation_to_others(kernel):
+    model, tokens = build(kernel=kernel), random_tokens(2, 9)
+    expected = twin(model, kernel="reference")(tokens)
+    torch.testing.assert_close(model(tokens, cache=model.new_cache(2, 9)), expected, **TOLERANCE)
+
+
+def bias(head, query, key):
+    return -(query - key).float()
+
+
+FULL, STRIDED = PATTERNS.build({"name": "full"}), PATTERNS.build({"name": "strided"})
+BF16, FP32 = torch.bfloat16, torch.float32
+CHOSEN = {
+    "plain": (Scores(FULL, 4, 2, 64), BF16, "varlen", "flash"),
+    "in fp16": (Scores(FULL, 4, 2, 64), torch.float16, "varlen", "flash"),
+    "wide heads": (Scores(FULL, 4, 2, 256), BF16, "varlen", "flash"),
+    "too wide heads": (Scores(FULL, 4, 2, 264), BF16, "sdpa", "sdpa"),
+    "heads of an odd width": (Scores(FULL, 4, 2, 12), BF16, "sdpa", "sdpa"),
+    "in fp32": (Scores(FULL, 4, 2, 64), FP32, "flex", "flex"),
+    "in fp32, wide heads": (Scores(FULL, 4, 2, 128), FP32, "sdpa", "sdpa"),
+    "in fp64": (Scores(FULL, 4, 2, 64), torch.float64, "sdpa", "sdpa"),
+    "another pattern": (Scores(STRIDED, 4, 2, 64), BF16, "flex", "flex"),
+    "another pattern, narrow heads": (Scores(STRIDED, 4, 2, 8), BF16, "sdpa", "sdpa"),
+    "a bias": (Scores(FULL, 4, 4, 64, bias=bias), BF16, "flex", "flex"),
+    "a soft-cap": (Scores(FULL, 4, 4, 64, 5.0), BF16, "flex", "flash"),
+    "a soft-cap and a bias": (Scores(FULL, 4, 4, 64, 5.0, bias), BF16, "flex", "flex"),
+    "a soft-cap, narrow heads": (Scores(STRIDED, 4, 4, 8, 5.0), BF16, "reference", "reference"),
+}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU to choose for: gpu(major compute capability, whether flash-attn is installed)."""
+
+    def pretend(major: int = 9, flash: bool = False) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(major=major))
+        monkeypatch.setattr("ablate.model.varlen.FLASH_ATTN", flash)
+
+    return pretend
+
+
+@pytest.mark.parametrize("flash", [False, True])
+@pytest.mark.parametrize("case", CHOSEN)
+def test_auto_takes_the_fastest_that_can(gpu, case, flash):
+    gpu(flash=flash)
+    scores, dtype, *expected = CHOSEN[case]
+    assert choose_kernel("auto", scores, Place("cuda", dtype, gradient=True)) == expected[flash]
+
+
+def test_auto_takes_no_flash_attention_on_a_gpu_that_is_too_old_for_it(gpu):
+    gpu(major=7, flash=True)
+    assert choose_kernel("auto", CHOSEN["plain"][0], Place("cuda", torch.float16, gradient=True)) == "flex"
+
+
+def test_auto_generates_by_sdpa(gpu):
+    gpu(flash=True)
+    assert choose_kernel("auto", CHOSEN["plain"][0], Place("cuda", BF16, gradient=False, cached=True)) == "sdpa"
+
+
+NAMED = {
+    "varlen in fp32": ("varlen", Place("cuda", FP32, True), "bfloat16 or float16, not in float32"),
+    "varlen on an old GPU": ("varlen", Place("cuda", BF16, True), "8.0"),
+    "flash, not installed": ("flash", Place("cuda", BF16, True), r"pip install 'ablate\[flash\]'"),
+}
+
+
+@pytest.mark.parametrize(("kernel", "place", "reason"), NAMED.values(), ids=NAMED)
+def test_a_named_kernel_that_cannot_compute_on_this_gpu_is_refused_in_one_line(gpu, kernel, place, reason):
+    gpu(major=7 if "8.0" in reason else 9)
+    with pytest.raises(AblateError, match=f"^model.kernel={kernel}: .*{reason}.*$"):
+        choose_kernel(kernel, CHOSEN["plain"][0], place)

@@ -7,6 +7,7 @@ from zoo import (
     build,
     cycles,
     hand_reach,
+    kernels_here,
     label,
     labels,
     models,
@@ -18,7 +19,6 @@ from zoo import (
 )
 
 from ablate.errors import AblateError
-from ablate.model.kernel import KERNELS
 from ablate.model.position import POSITIONS
 
 CONTEXT = SCALARS["context"]
@@ -92,7 +92,7 @@ def test_a_row_may_start_late(pattern):
     check_rows(build(pattern=pattern), random_tokens(2, CONTEXT), [[6, 0], [1, 0], [3, 9], [1, 1], [1, 1]])
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", kernels_here(gradient=False))
 @pytest.mark.parametrize("attention", singles("attention"), ids=label)
 @pytest.mark.parametrize("pattern", nodes("pattern"), ids=label)
 def test_every_kernel_reads_the_cache(pattern, attention, kernel):
@@ -119,7 +119,7 @@ def test_a_cache_longer_than_the_text_changes_nothing(pattern):
     torch.testing.assert_close(longer, model(tokens), **TOLERANCE)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", kernels_here(gradient=False))
 @pytest.mark.parametrize("pattern", nodes("pattern"), ids=label)
 def test_padding_has_no_nans(pattern, kernel):
     """Its logits mean nothing, but a sampler that draws for every row must not fail on them."""

@@ -10,6 +10,7 @@ from zoo import (
     documents_of,
     embedded,
     hand_reach,
+    kernels_here,
     label,
     labels,
     models,
@@ -22,7 +23,6 @@ from zoo import (
 )
 
 from ablate.model.cache import BEYOND
-from ablate.model.kernel import KERNELS
 from ablate.model.pattern import PATTERNS, Layout, Pattern, dense_mask, document_runs
 from ablate.model.position import POSITIONS, Position
 
@@ -70,7 +70,7 @@ def product_of_masks(model, length: int, documents=None) -> torch.Tensor:
     return joined
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", kernels_here(gradient=True))
 @pytest.mark.parametrize("pattern", nodes("pattern"), ids=label)
 def test_a_logit_depends_on_exactly_the_inputs_that_the_masks_join(pattern, kernel):
     model = build(pattern=pattern, depth=3, kernel=kernel)
@@ -202,11 +202,19 @@ def test_patterns_of_eight_on_64_tokens_have_their_known_pairs(name):
 def test_counts_are_those_of_a_double_loop(name, length):
     pattern = PATTERNS.build(small("pattern", name))
     table = visible(pattern, length)
-    reach = hand_reach(table)
-    band = [[0 <= i - j < reach for j in range(length)] for i in range(length)]
     assert pattern.pairs(length) == sum(map(sum, table))
-    assert pattern.reach(length) == reach
-    assert pattern.is_band(length) == (table == band)
+    assert pattern.reach(length) == hand_reach(table)
+
+
+@pytest.mark.parametrize("node", [*singles("pattern"), small("pattern", "strided", part="local")], ids=str)
+def test_a_band_is_the_last_keys_and_nothing_else(node):
+    pattern = PATTERNS.build(node)
+    table, band = visible(pattern, 33), pattern.band()
+    if band is None:
+        reach = hand_reach(table)
+        assert table != [[0 <= i - j < reach for j in range(33)] for i in range(33)]
+    else:
+        assert table == [[0 <= i - j < band for j in range(33)] for i in range(33)]
 
 
 @pytest.mark.parametrize("length", [1, 4, 5, 6, 1023, 1024, 1025, 2500])

@@ -430,11 +430,11 @@ def test_gradients_are_the_same_bit_for_bit_twice(path):
 @pytest.mark.parametrize("gradient", [True, False])
 def test_a_token_is_computed_alike_whatever_shares_its_experts(gradient):
     """Bit for bit, in fp32 on a CPU: what law 3 stands on."""
-    moe, x = mixture(experts=4, hidden=96), tokens_of(1, 40)
+    moe, x = mixture(experts=16, hidden=96), tokens_of(1, 24)  # three rows an expert: often one, often many
     with torch.set_grad_enabled(gradient):
         whole = moe(x, None)
         for seed in range(20):
-            others = tokens_of(1, 40, seed=seed + 1)
+            others = tokens_of(1, 24, seed=seed + 1)
             others[:, 7:12] = x[:, 7:12]
             assert torch.equal(moe(others, None)[:, 7:12], whole[:, 7:12])
 

@@ -65,6 +65,8 @@ BAD_MODEL = {
     "optimiser=adamw": ("optimiser", "'optimizer'"),
     "model.norm.name=layernrom": ("model.norm", "layernrom", "'layernorm'"),
     "model.kernel=sdpaa": ("model.kernel", "'sdpa'"),
+    "model.kernel=varlen": ("model.kernel=varlen", "cuda", "this is cpu"),
+    "model.kernel=flex": ("model.kernel=flex", "no gradient on cpu"),
     "model.dim=30": ("model.dim=30", "model.heads=4"),
     "model.dim=abc": ("model.dim", "abc"),
     "model.depth=0": ("model.depth",),
@@ -585,7 +587,7 @@ def test_ctrl_c_before_training_ends_in_one_line(command, place, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ablate.training.job.prepare", interrupt)
+    monkeypatch.setattr("ablate.data.corpus.prepare", interrupt)
     outcome = command("train.py", *place.overrides)
     assert outcome.status == 130
     assert outcome.err.strip() == "interrupted"

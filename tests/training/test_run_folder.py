@@ -1,5 +1,6 @@
 """The run folder: whole, plain, movable, and clear about what is wrong with it."""
 
+import dataclasses
 import json
 import pickle
 import re
@@ -234,6 +235,15 @@ def test_a_model_comes_back_as_it_went(tmp_path, tokenizer, preset, tied):
     with torch.no_grad():
         assert torch.equal(loaded(tokens), model.eval()(tokens))
     assert loaded.config == model.config
+
+
+@pytest.mark.parametrize(("kernel", "loaded"), [("varlen", "auto"), ("flex", "auto"), ("reference", "reference")])
+def test_a_kernel_for_another_device_gives_way_when_a_model_is_loaded(tmp_path, tokenizer, kernel, loaded):
+    model = ablate.build(overrides=[*SCALARS, "model.vocab_size=64", f"model.kernel={kernel}"])
+    save_model(tmp_path / "model", model, tokenizer)
+    found = load_model(tmp_path / "model")
+    assert found.config == dataclasses.replace(model.config, kernel=loaded)
+    assert found(torch.randint(64, (2, 32))).isfinite().all()
 
 
 def test_a_model_folder_is_replaced_whole_or_not_at_all(tmp_path, tokenizer, monkeypatch):
