@@ -1,4 +1,4 @@
-"""Text from a trained run: python generate.py run=runs/... prompt="def " """
+"""Texts from a trained run: python generate.py run=runs/... prompt="def " """
 
 import sys
 
@@ -11,30 +11,33 @@ from ablate.cli import entry_point
 def main(config: DictConfig) -> None:
     import ablate
     from ablate.compose import plain
-    from ablate.generation import stream
+    from ablate.generation import Sampling, stream
+    from ablate.generation.terminal import at_terminal, converse, piped, read_prompts, texts, write
     from ablate.model.config import load_plugins
     from ablate.training.hardware import resolve_accelerator
 
+    if config.prompt is not None and config.prompts is not None:
+        raise ablate.AblateError("prompts: prompt is set too; give one of them")
+    sampling = Sampling(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
+    prompts = None if config.prompts is None else read_prompts(config.prompts)
     load_plugins(plain(config.plugins))
     run = ablate.load(config.run)
     if resolve_accelerator(config.accelerator) == "gpu":
         run.model.cuda()
-    pieces = stream(
-        run.model,
-        run.tokenizer,
-        config.prompt,
-        config.max_new_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        use_cache=config.use_cache,
-        seed=config.seed,
-    )
-    sys.stdout.write(config.prompt)
-    for piece in pieces:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+
+    def continuation(prompt):
+        options = {key: config[key] for key in ("max_new_tokens", "use_cache", "prefill_chunk", "seed")}
+        return stream(run.model, run.tokenizer, prompt, sampling=sampling, **options)
+
+    sys.stdout.reconfigure(errors="replace")  # a terminal may not know every character
+    if config.prompt is not None:
+        write([(config.prompt, continuation(config.prompt))])
+    elif prompts is not None:
+        write(texts(prompts, continuation))
+    elif at_terminal():
+        converse(continuation)
+    else:
+        write((prompt, continuation(prompt)) for prompt in piped())
 
 
 if __name__ == "__main__":

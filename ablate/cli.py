@@ -5,7 +5,8 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 import hydra
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ablate.compose import config_dir
-from ablate.errors import AblateError, did_you_mean
+from ablate.errors import AblateError, AblateWarning, did_you_mean
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], None]]:
@@ -32,7 +33,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], 
             trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise, not print and exit
             try:
-                with contextlib.redirect_stderr(_WithoutHydrasLine(sys.stderr)):
+                with contextlib.redirect_stderr(_WithoutHydrasLine(sys.stderr)), _warnings_in_one_line():
                     command()
             except (AblateError, HydraException, OmegaConfBaseException) as error:
                 if trace:
@@ -46,6 +47,22 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], 
         return main
 
     return decorate
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Ours, without the place in the code that gave them."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def shown(message, category, *where):
+            if issubclass(category, AblateWarning):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                show(message, category, *where)
+
+        warnings.showwarning = shown
+        yield
 
 
 class _WithoutHydrasLine:

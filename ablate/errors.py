@@ -11,6 +11,10 @@ class AblateError(Exception):
     """
 
 
+class AblateWarning(UserWarning):
+    """What works, and may not be what the user wants. The entry points print it as one line."""
+
+
 def did_you_mean(wrong: object, valid: Iterable[str]) -> str:
     """The valid choices, the nearest to `wrong` first named: `; did you mean 'eps'? (valid: ...)`."""
     choices = sorted(valid)

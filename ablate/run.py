@@ -47,6 +47,8 @@ def load(path: str | Path) -> Run:
     Raises:
         AblateError: no run folder, no model in it yet, or files that are damaged or do not fit together.
     """
+    if not isinstance(path, str | Path) or not str(path):
+        raise AblateError(f"run={path!r}: expected the path of a run folder, such as one under runs/")
     path = Path(path)
     summary, config = read_summary(path), read_config(path)
     model_dir = path / "model"

@@ -1,7 +1,7 @@
 """The decoding loop: prompts in, new tokens out one at a time, with the KV cache or without it.
 
-    prompts ── prefill, one pass ── logits of each row's last token ── choose ─┬─ ids [B]
-                                         one token a row, one pass ────────────┘
+    prompts ── prefill, in chunks ── logits of each row's last token ── choose ─┬─ ids [B]
+                                          one token a row, one pass ────────────┘
 
 Without the cache every step runs the whole sequence again: slow, and the judge of the cache.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ablate.errors import AblateError
 from ablate.generation.prompts import Batch, check_length, check_prompts
-from ablate.generation.sampling import Sampling, choose
+from ablate.generation.sampling import GREEDY, Sampling, choose
 
 if TYPE_CHECKING:
     from ablate.model.decoder import Decoder
@@ -26,61 +26,95 @@ def stream_tokens(
     prompts: Sequence[Sequence[int]] | Tensor,
     max_new_tokens: int,
     *,
-    sampling: Sampling | None = None,
+    sampling: Sampling = GREEDY,
     use_cache: bool = True,
+    prefill_chunk: int | None = None,
     seed: int = 0,
     stop: int | None = None,
 ) -> Iterator[Tensor]:
     """New token ids as they come: one tensor `[B]` a step, on the model's device, at most `max_new_tokens` of them.
 
-    prompts: rows of ids, of any lengths.
-    sampling: None samples at temperature 1.
+    prompts: rows of ids, of any lengths up to the model's context.
+    use_cache: False runs the whole sequence again for every token.
+    prefill_chunk: the prompts' pass is cut into passes of so many tokens a row, which bounds the memory of its
+        activations; None: one pass.
     stop: a row that has produced this id repeats it; the stream ends when every row has. Only then
         does the loop wait for the device.
 
     The model is in eval mode until the stream ends or is closed, then as it was before.
 
     Raises:
-        AblateError: at once, before any step: prompts, lengths or `stop` that the model cannot take.
+        AblateError: at once, before any step: prompts, lengths or options that the model cannot take.
     """
+    _check_options(model, use_cache, prefill_chunk, seed, stop)
     rows = check_prompts(model, prompts)
-    check_length(model, max(map(len, rows)), max_new_tokens)
+    check_length(model, rows, max_new_tokens, use_cache)
+    return _steps(model, rows, max_new_tokens, sampling, use_cache, prefill_chunk, seed, stop)
+
+
+def _check_options(model, use_cache, prefill_chunk, seed, stop) -> None:
+    if not isinstance(use_cache, bool):
+        raise AblateError(f"use_cache={use_cache!r}: expected true or false")
+    if prefill_chunk is not None:
+        if not isinstance(prefill_chunk, int) or isinstance(prefill_chunk, bool) or prefill_chunk < 1:
+            raise AblateError(f"prefill_chunk={prefill_chunk!r}: an integer, at least 1 (null: one pass)")
+        if not use_cache:
+            raise AblateError(f"prefill_chunk={prefill_chunk}: no effect without the cache; leave it out")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise AblateError(f"seed={seed!r}: an integer, at least 0 and less than 2^63")
     if stop is not None and not 0 <= stop < model.config.vocab_size:
         raise AblateError(f"stop={stop}: outside the vocabulary of {model.config.vocab_size} tokens")
-    return _steps(model, rows, max_new_tokens, sampling or Sampling(), use_cache, seed, stop)
 
 
 @torch.inference_mode()
-def _steps(model, rows, max_new_tokens, sampling, use_cache, seed, stop) -> Iterator[Tensor]:
+def _steps(model, rows, max_new_tokens, sampling, use_cache, prefill_chunk, seed, stop) -> Iterator[Tensor]:
     device = model.embedding.weight.device
     generator = torch.Generator(device).manual_seed(seed)
     stopped = torch.zeros(len(rows), dtype=torch.bool, device=device)
     with _evaluating(model):
-        source = (_Cached if use_cache else _Uncached)(model, rows, max_new_tokens)
+        source = (
+            _Cached(model, rows, max_new_tokens, prefill_chunk) if use_cache else _Uncached(model, rows, max_new_tokens)
+        )
+        seen = None if sampling.repetition_penalty == 1 else source.batch.seen(model.config.vocab_size)
         logits = source.prefill()
         for left in reversed(range(max_new_tokens)):
-            ids = choose(logits, sampling, generator)
+            ids = choose(logits, sampling, generator, seen)
             if stop is not None:
                 ids = ids.masked_fill(stopped, stop)
                 stopped = ids == stop
             yield ids
             if left == 0 or (stop is not None and stopped.all()):
                 return
+            if seen is not None:
+                seen.scatter_(1, ids.unsqueeze(1), True)
             logits = source.step(ids)
 
 
 class _Cached:
     """Logits `[B, V]` of the next token; each pass runs only the tokens that are new."""
 
-    def __init__(self, model: "Decoder", rows: list[list[int]], max_new_tokens: int):
+    def __init__(self, model: "Decoder", rows: list[list[int]], max_new_tokens: int, chunk: int | None = None):
         self.model = model
         self.batch = Batch.of(rows, model.embedding.weight.device)
+        self.chunk = chunk or self.batch.longest
         # The last new token is never fed back.
         self.cache = model.new_cache(len(rows), self.batch.longest + max_new_tokens - 1)
 
     def prefill(self) -> Tensor:
-        hidden = self.model.hidden(self.batch.tokens, documents=self.batch.documents, cache=self.cache)
-        return self.model.logits(_at(hidden, self.batch.lengths - 1))
+        last, starts = self.batch.lengths - 1, range(0, self.batch.longest, self.chunk)
+        state = self._pass(0, last)
+        for start in starts[1:]:
+            ended = (last < start).unsqueeze(1)
+            state = state.where(ended, self._pass(start, last - start))
+        return self.model.logits(state)
+
+    def _pass(self, start: int, place: Tensor) -> Tensor:
+        """One chunk; its hidden states `[B, D]` at `place`, or at its end nearest to that."""
+        tokens, documents = self.batch.tokens[:, start : start + self.chunk], self.batch.documents
+        if documents is not None:
+            documents = documents[:, start : start + self.chunk]
+        hidden = self.model.hidden(tokens, documents=documents, cache=self.cache)
+        return _at(hidden, place.clamp(0, self.chunk - 1))
 
     def step(self, ids: Tensor) -> Tensor:
         return self.model(ids.unsqueeze(1), cache=self.cache)[:, 0]
@@ -134,16 +168,29 @@ def generate_tokens(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
     use_cache: bool = True,
+    prefill_chunk: int | None = None,
     seed: int = 0,
     stop: int | None = None,
 ) -> list[list[int]]:
     """The new ids of each row, without its prompt and up to, not including, `stop`. Greedy by default.
 
+    The options are those of `Sampling` and of `stream_tokens`.
+
     Raises:
-        AblateError: prompts, lengths, `stop` or a sampling option that cannot be.
+        AblateError: prompts, lengths or an option that cannot be.
     """
-    sampling = Sampling(temperature, top_k, top_p)
-    steps = stream_tokens(model, prompts, max_new_tokens, sampling=sampling, use_cache=use_cache, seed=seed, stop=stop)
+    steps = stream_tokens(
+        model,
+        prompts,
+        max_new_tokens,
+        sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
+        use_cache=use_cache,
+        prefill_chunk=prefill_chunk,
+        seed=seed,
+        stop=stop,
+    )
     rows = torch.stack(list(steps), dim=1).tolist()
     return [row[: row.index(stop)] if stop in row else row for row in rows]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ablate.errors import AblateError
+from ablate.errors import AblateError, AblateWarning
+from ablate.model.memory import machine_memory
 
 if TYPE_CHECKING:
     from ablate.model.decoder import Decoder
@@ -58,26 +59,51 @@ def _brief(value: object) -> str:
     return text if len(text) <= 40 else f"a {type(value).__name__}"
 
 
-def check_length(model: "Decoder", prompt_tokens: int, max_new_tokens: int) -> None:
-    """Whether the model can hold `prompt_tokens` and `max_new_tokens` more; warns beyond its training context.
+def check_length(model: "Decoder", rows: list[list[int]], max_new_tokens: int, use_cache: bool) -> None:
+    """Whether the model can take the prompts and `max_new_tokens` more; warns beyond its training context.
 
     Raises:
-        AblateError: `max_new_tokens` below 1, or more tokens than the model has positions.
+        AblateError: `max_new_tokens` below 1, a prompt longer than the context, more tokens than the model has
+            learned positions, or than the device has memory for.
     """
     if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
         raise AblateError(f"max_new_tokens={max_new_tokens!r}: an integer, at least 1")
-    total, context = prompt_tokens + max_new_tokens, model.config.context
+    longest, context = max(map(len, rows)), model.config.context
+    total = longest + max_new_tokens
+    if longest > context:
+        raise AblateError(
+            f"prompt: its {longest} tokens are more than this model's context of {context}; shorten it, or train with "
+            "a larger model.context"
+        )
     if model.limit is not None and total > model.limit:
         raise AblateError(
-            f"a prompt of {prompt_tokens} tokens and max_new_tokens={max_new_tokens} make {total}, more than the "
-            f"{model.limit} learned positions of this model: shorten the prompt, lower max_new_tokens, or train with a "
-            "larger model.context"
+            f"max_new_tokens={max_new_tokens}: with a prompt of {longest} tokens that makes {total}, more than the "
+            f"{model.limit} learned positions of this model; lower it, shorten the prompt, or train with a larger "
+            "model.context"
         )
+    _check_memory(model, len(rows), total, use_cache)
     if total > context:
+        # The same words whatever the prompt: Python then shows them once for many.
         warnings.warn(
-            f"a prompt of {prompt_tokens} tokens and max_new_tokens={max_new_tokens} make {total}: beyond the "
-            f"{context} tokens of its training context",
+            f"max_new_tokens={max_new_tokens} leads beyond the {context} tokens of this model's training context",
+            AblateWarning,
             stacklevel=4,
+        )
+
+
+def _check_memory(model: "Decoder", rows: int, tokens: int, use_cache: bool) -> None:
+    """The system ends a process that takes more than there is, without a word."""
+    weight = model.embedding.weight
+    cuda = weight.device.type == "cuda"
+    there = torch.cuda.get_device_properties(weight.device).total_memory if cuda else machine_memory()
+    needed = 8 * rows * tokens  # of their ids
+    if use_cache and needed <= there:
+        width = sum(2 * shape.kv_heads * shape.head_dim * shape.size for shape in model.cache_shapes(tokens))
+        needed = rows * width * weight.element_size()
+    if needed > there:
+        raise AblateError(
+            f"max_new_tokens: {rows} x {tokens:,} tokens take {needed / 2**30:,.0f} GiB, and there are "
+            f"{there / 2**30:,.0f}: lower it"
         )
 
 
@@ -106,3 +132,9 @@ class Batch:
             real = torch.arange(width, device=device) < lengths.unsqueeze(1)
             documents = real.long() - 1
         return cls(tokens, lengths, longest, documents)
+
+    def seen(self, vocab_size: int) -> Tensor:
+        """`[B, V]`, True for the tokens of each row, its padding left out."""
+        padding = torch.arange(self.tokens.shape[1], device=self.tokens.device) >= self.lengths.unsqueeze(1)
+        seen = self.tokens.new_zeros(len(self.tokens), vocab_size + 1, dtype=torch.bool)
+        return seen.scatter_(1, self.tokens.masked_fill(padding, vocab_size), True)[:, :vocab_size]

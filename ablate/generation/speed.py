@@ -10,7 +10,7 @@ import torch
 from ablate.errors import AblateError
 from ablate.generation.decode import stream_tokens
 from ablate.generation.prompts import check_prompts
-from ablate.generation.sampling import Sampling
+from ablate.generation.sampling import GREEDY
 
 if TYPE_CHECKING:
     from ablate.model.decoder import Decoder
@@ -70,7 +70,7 @@ def _seconds(model: "Decoder", row: list[int], new_tokens: int, use_cache: bool)
     device = model.embedding.weight.device
     _wait(device)
     start = time.perf_counter()
-    steps = stream_tokens(model, [row], new_tokens, sampling=Sampling(temperature=0.0), use_cache=use_cache)
+    steps = stream_tokens(model, [row], new_tokens, sampling=GREEDY, use_cache=use_cache)
     next(steps)
     _wait(device)
     first = time.perf_counter() - start

@@ -1,11 +1,11 @@
 """From a prompt to its continuation, as text: whole or piece by piece."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ablate.errors import AblateError
 from ablate.generation.decode import stream_tokens
-from ablate.generation.sampling import Sampling
+from ablate.generation.sampling import GREEDY, Sampling
 
 if TYPE_CHECKING:
     from ablate.data.tokenizer import Tokenizer
@@ -20,26 +20,31 @@ def stream(
     prompt: str,
     max_new_tokens: int = 64,
     *,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    sampling: Sampling = GREEDY,
     use_cache: bool = True,
+    prefill_chunk: int | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """The continuation of `prompt` in pieces of whole characters, up to the end of the document. Greedy by default.
+    """The continuation of `prompt` in pieces of whole characters, up to the end of the document.
 
-    The prompt, which may be empty, starts a document, as in training: eot stands before it.
+    The prompt starts a document, as in training: eot stands before it, and counts as a token.
+    The options are those of `stream_tokens`.
 
     Raises:
-        AblateError: as `generate_tokens`, at once; or a prompt that is not text.
+        AblateError: as `generate_tokens`, at once; or a prompt that is empty, or no text to the tokenizer.
     """
-    if not isinstance(prompt, str):
-        raise AblateError(f"prompt={prompt!r}: expected text; for token ids use generate_tokens")
-    ids, sampling = [tokenizer.eot, *tokenizer.encode(prompt)], Sampling(temperature, top_k, top_p)
+    ids = _encoded(tokenizer, prompt)
     steps = stream_tokens(
-        model, [ids], max_new_tokens, sampling=sampling, use_cache=use_cache, seed=seed, stop=tokenizer.eot
+        model,
+        [[tokenizer.eot, *ids]],
+        max_new_tokens,
+        sampling=sampling,
+        use_cache=use_cache,
+        prefill_chunk=prefill_chunk,
+        seed=seed,
+        stop=tokenizer.eot,
     )
-    return _pieces(tokenizer, (id for step in steps if (id := step.item()) != tokenizer.eot))
+    return _pieces(tokenizer, (id for step in steps if (id := step.item()) != tokenizer.eot), before=ids)
 
 
 def generate(
@@ -51,28 +56,49 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
     use_cache: bool = True,
+    prefill_chunk: int | None = None,
     seed: int = 0,
 ) -> str:
-    """The continuation of `prompt` as text, without the prompt: the pieces of `stream`, joined.
+    """The continuation of `prompt` as text, without the prompt: the pieces of `stream`, joined. Greedy by default.
 
     Raises:
-        AblateError: as `stream`.
+        AblateError: as `stream`, or a sampling option that cannot be.
     """
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "use_cache": use_cache, "seed": seed}
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    options = {"sampling": sampling, "use_cache": use_cache, "prefill_chunk": prefill_chunk, "seed": seed}
     return "".join(stream(model, tokenizer, prompt, max_new_tokens, **options))
 
 
-def _pieces(tokenizer: "Tokenizer", ids: Iterable[int]) -> Iterator[str]:
-    """Decoded text, joined equal to `decode` of all ids, in time linear in their number.
+def _encoded(tokenizer: "Tokenizer", prompt: str) -> list[int]:
+    if not isinstance(prompt, str):
+        raise AblateError(f"prompt={prompt!r}: expected text; for token ids use generate_tokens")
+    if not prompt:
+        raise AblateError("prompt: it is empty; give some text to go on from")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise AblateError(f"prompt={prompt!a}: not Unicode text (character {error.start}); mend it") from error
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        raise AblateError(f"prompt={prompt!r}: the tokenizer has no token for it; give another")
+    return ids
+
+
+def _pieces(tokenizer: "Tokenizer", ids: Iterable[int], before: Sequence[int] = ()) -> Iterator[str]:
+    """What `ids` add to the text of `before`, joined as `decode` has it, in time linear in their number.
+
+    Tokenizers that put a space between tokens, or drop the first, need to know what stands before.
 
     Bytes that are not yet a whole character decode to one U+FFFD at the end, which may still turn
     into something else: it is held back. All before it is settled. A byte that can never become
     a character looks the same for as long as it is last.
     """
-    window: list[int] = []  # the last tokens
-    out = 0  # characters of decode(window) that are out
-    text = ""
+    window = list(before[-HELD:])  # the last tokens
+    text = tokenizer.decode(window)
+    out = len(text)  # characters of it that are out
     for id in ids:
         window.append(id)
         text = tokenizer.decode(window)

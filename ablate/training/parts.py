@@ -92,6 +92,8 @@ def _check_sizes(settings: Settings, model: DecoderConfig) -> None:
 def _check_sample(sample: DictConfig) -> None:
     if not isinstance(sample.prompt, str):
         raise AblateError(f"sample.prompt={sample.prompt}: expected a text; quote it")
+    if not sample.prompt:
+        raise AblateError("sample.prompt: it is empty; give some text to go on from")
     _whole("sample.max_new_tokens", sample.max_new_tokens, 1)
     try:
         Sampling(sample.temperature)

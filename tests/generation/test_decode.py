@@ -5,13 +5,15 @@ import dataclasses
 import pytest
 import torch
 
-from ablate.errors import AblateError
-from ablate.generation import Sampling, decode, generate_tokens, stream_tokens
+from ablate.errors import AblateError, AblateWarning
+from ablate.generation import Sampling, decode, generate_tokens, prompts, stream_tokens
+from ablate.model.position import POSITIONS
 
 from .models import CONTEXT, PAIRS, VOCAB, tiny
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [7], [2, 7, 1, 8, 2], [30, 29, 28, 27, 26, 25, 24, 23]]
 LONGEST = max(map(len, PROMPTS))
+ALL = Sampling(0.8, top_k=20, top_p=0.9, min_p=0.01, repetition_penalty=1.2)
 
 
 def naive(model, prompt: list[int], count: int) -> list[int]:
@@ -30,8 +32,27 @@ def test_cached_is_uncached_is_alone(choice):
     expected = [naive(model, prompt, count) for prompt in PROMPTS]
     assert generate_tokens(model, PROMPTS, count) == expected
     assert generate_tokens(model, PROMPTS, count, use_cache=False) == expected
+    assert generate_tokens(model, PROMPTS, count, prefill_chunk=3) == expected
     for prompt, ids in zip(PROMPTS, expected, strict=True):
         assert generate_tokens(model, [prompt], count) == [ids]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 8, 9])
+@pytest.mark.parametrize("pattern", ["full", "local", "strided"])
+@pytest.mark.parametrize("rows", [PROMPTS, PROMPTS[::3], PROMPTS[2:3]], ids=["ragged", "equal", "alone"])
+def test_prefill_in_chunks(rows, pattern, chunk):
+    """The same logits after the prompts, from passes that are no longer than asked, and in the steps that follow."""
+    model, passes = tiny(pattern=pattern), []
+    model.blocks[0].register_forward_pre_hook(lambda _, args: passes.append(args[0].shape[1]))
+    whole, parts = decode._Cached(model, rows, 3), decode._Cached(model, rows, 3, chunk)
+    with torch.no_grad():
+        expected = [whole.prefill(), *(whole.step(torch.tensor([5] * len(rows))) for _ in range(2))]
+        passes.clear()
+        found = [parts.prefill()]
+        longest = max(map(len, rows))
+        assert passes == [min(chunk, longest - start) for start in range(0, longest, chunk)]
+        found += [parts.step(torch.tensor([5] * len(rows))) for _ in range(2)]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", ["reference", "sdpa"])
@@ -53,7 +74,7 @@ def test_the_context_can_be_filled_from_both_ends():
 
 def test_sampled_with_and_without_cache():
     model = tiny()
-    options = {"temperature": 1.0, "top_k": 20, "top_p": 0.95, "seed": 5}
+    options = {"temperature": 1.0, "top_k": 20, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2, "seed": 5}
     assert generate_tokens(model, PROMPTS, 12, **options) == generate_tokens(
         model, PROMPTS, 12, use_cache=False, **options
     )
@@ -129,7 +150,7 @@ def test_modes_are_restored_after_an_error():
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["ragged", "alone"])
 def test_the_loop_never_waits_for_the_device(monkeypatch, prompts, use_cache):
-    steps = stream_tokens(tiny(), prompts, 12, sampling=Sampling(0.8, top_k=20, top_p=0.9), use_cache=use_cache)
+    steps = stream_tokens(tiny(), prompts, 12, sampling=ALL, use_cache=use_cache)
     next(steps)  # prefill may check its padding
     waits = []
     for name in ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
@@ -148,7 +169,7 @@ def test_the_loop_never_waits_for_the_device(monkeypatch, prompts, use_cache):
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_the_loop_never_waits_for_cuda(use_cache):
     model = tiny().cuda()
-    steps = stream_tokens(model, PROMPTS, 12, sampling=Sampling(0.8, top_k=20, top_p=0.9), use_cache=use_cache)
+    steps = stream_tokens(model, PROMPTS, 12, sampling=ALL, use_cache=use_cache)
     next(steps)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -187,25 +208,75 @@ def test_bad_max_new_tokens(count):
         generate_tokens(tiny(), PROMPTS, count)
 
 
-def test_bad_stop():
-    with pytest.raises(AblateError, match="stop=99"):
-        generate_tokens(tiny(), PROMPTS, 4, stop=99)
+BAD_OPTIONS = [
+    ({"stop": 99}, "^stop=99"),
+    ({"seed": -1}, "^seed=-1"),
+    ({"seed": 2**63}, "^seed="),
+    ({"seed": "x"}, "^seed='x'"),
+    ({"use_cache": "maybe"}, "^use_cache='maybe'"),
+    ({"prefill_chunk": 0}, "^prefill_chunk=0"),
+    ({"prefill_chunk": 2.0}, "^prefill_chunk=2.0"),
+    ({"prefill_chunk": True}, "^prefill_chunk=True"),
+    ({"prefill_chunk": 4, "use_cache": False}, "^prefill_chunk=4: no effect without the cache"),
+]
+
+
+@pytest.mark.parametrize("options, message", BAD_OPTIONS, ids=str)
+def test_bad_options(options, message):
+    with pytest.raises(AblateError, match=message) as error:
+        stream_tokens(tiny(), PROMPTS, 4, **options)  # at once, not at the first step
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("position", POSITIONS.names())
+def test_a_prompt_beyond_the_context_is_refused(position):
+    model = tiny(position=position)
+    with pytest.raises(
+        AblateError, match=rf"^prompt: its {CONTEXT + 1} tokens .* context of {CONTEXT}.*model\.context"
+    ):
+        stream_tokens(model, [[1], [1] * (CONTEXT + 1)], 1)
+
+
+@pytest.mark.parametrize("position", POSITIONS.names())
+def test_new_tokens_beyond_the_context(position):
+    """Refused where there are no more positions; else a warning, and what the model makes of it."""
+    model, full = tiny(position=position), [i % VOCAB for i in range(CONTEXT)]
+    assert (model.limit is None) == (position != "learned")
+    if model.limit is not None:
+        with pytest.raises(AblateError, match=r"^max_new_tokens=1: .* learned positions"):
+            stream_tokens(model, [full], 1)
+        return
+    with pytest.warns(AblateWarning, match=f"^max_new_tokens=3 leads beyond the {CONTEXT} tokens"):
+        assert generate_tokens(model, [full], 3) == [naive(model, full, 3)]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_more_tokens_than_memory_are_refused(monkeypatch, use_cache):
+    model = tiny()  # one cached token: 2 layers of keys and values, 2 heads of 4 channels in 4 bytes
+    needed = 4 * (LONGEST + 10) * (2 * 2 * 2 * 4 * 4 if use_cache else 8)
+    monkeypatch.setattr(prompts, "machine_memory", lambda: needed)
+    stream_tokens(model, PROMPTS, 10, use_cache=use_cache)
+    monkeypatch.setattr(prompts, "machine_memory", lambda: needed - 1)
+    with pytest.raises(AblateError, match=r"^max_new_tokens: 4 x 18 tokens take"):
+        stream_tokens(model, PROMPTS, 10, use_cache=use_cache)
+    with pytest.raises(AblateError, match=r"lower it"):
+        stream_tokens(model, PROMPTS, 10**15, use_cache=use_cache)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_beyond_learned_positions_is_refused(use_cache):
     model = tiny(position="learned")
-    with pytest.raises(AblateError, match=f"8 tokens and max_new_tokens=17 make 25, more than the {CONTEXT} learned"):
+    with pytest.raises(
+        AblateError, match=f"=17: with a prompt of 8 tokens that makes 25, more than the {CONTEXT} learned"
+    ):
         generate_tokens(model, PROMPTS, 17, use_cache=use_cache)
-    with pytest.raises(AblateError, match=r"larger model\.context"):
-        generate_tokens(model, [[1] * 30], 1, use_cache=use_cache)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("pattern", ["full", "local"])
 def test_beyond_the_context_warns_once(pattern, use_cache):
     model = tiny(pattern=pattern)
-    with pytest.warns(UserWarning, match=f"beyond the {CONTEXT} tokens of its training context") as caught:
+    with pytest.warns(AblateWarning, match=f"beyond the {CONTEXT} tokens of this model's training") as caught:
         ids = generate_tokens(model, PROMPTS, 30, use_cache=use_cache)
     assert len(caught) == 1
     assert ids == [naive(model, prompt, 30) for prompt in PROMPTS]

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from ablate.errors import AblateError
+from ablate.errors import AblateError, AblateWarning
 from ablate.generation import Sampling, generate_tokens
 from ablate.generation.sampling import choose
 
@@ -90,15 +90,17 @@ def test_the_logits_are_left_alone():
 def test_generation_uses_the_options():
     model, prompts = tiny(), [[1, 2, 3], [4]]
     greedy = generate_tokens(model, prompts, 12)
-    for options in ({"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-9}):
+    for options in ({"top_k": 1}, {"top_p": 1e-9}, {"min_p": 0.9999}, {"temperature": 1e-9}):
         assert generate_tokens(model, prompts, 12, **{"temperature": 1.0, **options}) == greedy
     assert generate_tokens(model, prompts, 12, temperature=1.0) != greedy
 
 
 BAD = {
     "temperature": [-0.1, float("nan"), float("inf"), None, "hot", True],
-    "top_k": [0, -1, 2.5, "many", True],
+    "top_k": [0, -1, 2.5, float("inf"), "many", True],
     "top_p": [0, -0.5, 1.1, float("nan"), "all"],
+    "min_p": [-0.1, 1, 1.5, float("nan"), "some", True],
+    "repetition_penalty": [0, -1.0, float("nan"), float("inf"), None, "high", True],
 }
 
 
@@ -110,9 +112,10 @@ def test_bad_options(name, value):
 
 
 def test_an_option_without_effect_is_not_silent():
-    with pytest.warns(UserWarning, match="no effect at temperature=0"):
-        Sampling(0.0, top_k=5)
+    for option in ({"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.5}):
+        with pytest.warns(AblateWarning, match=f"^{next(iter(option))}: no effect at temperature=0"):
+            Sampling(0.0, **option)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Sampling(0.0)
-        Sampling(1.0, top_k=5, top_p=0.5)
+        Sampling(0.0, repetition_penalty=1.5)
+        Sampling(1.0, top_k=5, top_p=0.5, min_p=0.1)

@@ -3,11 +3,14 @@
 import random
 
 import pytest
+import tokenizers
 
-from ablate.data.tokenizer import Tokenizer
+import ablate
+from ablate.data.tokenizer import EOT, Tokenizer
 from ablate.errors import AblateError
-from ablate.generation import generate, generate_tokens, stream
+from ablate.generation import Sampling, generate, generate_tokens, stream
 from ablate.generation.text import _pieces
+from ablate.model.config import AXES
 
 from .models import tiny
 
@@ -84,16 +87,25 @@ def test_pieces_of_the_real_tokenizer(tokenizer):
     assert "".join(_pieces(tokenizer, junk)) == tokenizer.decode(junk)
 
 
-@pytest.mark.parametrize("prompt", ["", "the quick", "日本", "🙂"])
-@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "top_k": 50, "seed": 3}])
+@pytest.mark.parametrize("prompt", [" ", "the quick", "日本", "🙂"])
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.0, "top_k": 50, "min_p": 0.01}])
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_generate_is_stream_is_generate_tokens(tokenizer, prompt, options, use_cache):
-    model = tiny(vocab_size=len(tokenizer), context=80)
+    model, options = tiny(vocab_size=len(tokenizer), context=80), {**options, "repetition_penalty": 1.1}
     ids = [tokenizer.eot, *tokenizer.encode(prompt)]
-    (new,) = generate_tokens(model, [ids], 40, stop=tokenizer.eot, **options)
-    text = generate(model, tokenizer, prompt, 40, use_cache=use_cache, **options)
+    (new,) = generate_tokens(model, [ids], 40, stop=tokenizer.eot, seed=3, **options)
+    text = generate(model, tokenizer, prompt, 40, use_cache=use_cache, seed=3, **options)
     assert text == tokenizer.decode(new)
-    assert "".join(stream(model, tokenizer, prompt, 40, use_cache=use_cache, **options)) == text
+    pieces = stream(model, tokenizer, prompt, 40, use_cache=use_cache, seed=3, sampling=Sampling(**options))
+    assert "".join(pieces) == text
+
+
+@pytest.mark.parametrize("axis, name", [(axis, name) for axis in AXES for name in AXES[axis].names()])
+def test_the_cache_changes_no_text(tokenizer, axis, name):
+    model = tiny(vocab_size=len(tokenizer), context=48, **{axis: name})
+    text = ablate.generate(model, tokenizer, "the quick", 32)
+    assert text == ablate.generate(model, tokenizer, "the quick", 32, use_cache=False)
+    assert text == ablate.generate(model, tokenizer, "the quick", 32, prefill_chunk=2)
 
 
 def test_eot_ends_the_text(tokenizer):
@@ -119,11 +131,53 @@ def test_the_prompt_is_checked(tokenizer):
     model = tiny(vocab_size=len(tokenizer), context=80)
     with pytest.raises(AblateError, match="use generate_tokens"):
         generate(model, tokenizer, [1, 2])
+    with pytest.raises(AblateError, match=r"^prompt: it is empty"):
+        generate(model, tokenizer, "")
+    with pytest.raises(AblateError, match=r"^prompt='a.udcff': not Unicode"):
+        generate(model, tokenizer, "a\udcff")
     with pytest.raises(AblateError, match="max_new_tokens=0"):
         stream(model, tokenizer, "the", 0)  # at once
     with pytest.raises(AblateError, match="top_p=2"):
         generate(model, tokenizer, "the", temperature=1.0, top_p=2)
     with pytest.raises(AblateError, match="vocabulary"):
         generate(tiny(vocab_size=20), tokenizer, "the", 4)
+    with pytest.raises(AblateError, match=r"^prompt: its .* context of 24"):
+        generate(tiny(vocab_size=len(tokenizer)), tokenizer, "the quick brown fox " * 20)
     with pytest.raises(AblateError, match="learned positions"):
-        generate(tiny(vocab_size=len(tokenizer), position="learned"), tokenizer, "the quick brown fox " * 20)
+        generate(tiny(vocab_size=len(tokenizer), position="learned"), tokenizer, "the", 24)
+
+
+def words(decoder=None, pre_tokenizer=None, space="") -> Tokenizer:
+    table = {f"{space}{word}": number for number, word in enumerate(["one", "two", "three", "four"])}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({**table, EOT: 4}))
+    backend.pre_tokenizer = pre_tokenizer or tokenizers.pre_tokenizers.WhitespaceSplit()
+    if decoder is not None:
+        backend.decoder = decoder
+    return Tokenizer(backend)
+
+
+WORDS = {
+    "joined by spaces": words(),
+    "opened by spaces, the first one dropped": words(
+        tokenizers.decoders.Metaspace(), tokenizers.pre_tokenizers.Metaspace(), "\u2581"
+    ),
+}
+
+
+@pytest.mark.parametrize("tokenizer", WORDS.values(), ids=WORDS)
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_other_tokenizers_go_on_from_the_prompt(tokenizer, count):
+    """Prompt and continuation read as the whole decodes: what stands between them is not lost."""
+    before = tokenizer.encode("one two " * 10 + "three")
+    assert before == [0, 1] * 10 + [2]
+    ids = [n % 4 for n in range(count)]
+    pieces = list(_pieces(tokenizer, ids, before))
+    assert tokenizer.decode(before) + "".join(pieces) == tokenizer.decode(before + ids)
+    assert len(pieces) == count and pieces[0] == " one"
+
+
+def test_a_text_without_tokens_is_refused():
+    letters = Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, EOT: 1}, [])))
+    assert generate(tiny(vocab_size=2), letters, "ba", 4)  # what the tokenizer makes of it, as in training
+    with pytest.raises(AblateError, match=r"^prompt='b': the tokenizer has no token"):
+        generate(tiny(vocab_size=2), letters, "b")

@@ -1,8 +1,11 @@
 """The real commands: what they take, what they refuse and how they say so."""
 
 import importlib.util
+import io
+import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -263,10 +266,10 @@ def test_an_interrupted_run_goes_on_by_the_line_it_printed(command, straight, pl
 
 @pytest.mark.parametrize("script", ["train.py", "generate.py"])
 def test_a_command_takes_a_run_folder_under_its_default_name(command, straight, script):
-    outcome = command(script, f"{'resume' if script == 'train.py' else 'run'}={straight.path}")
     if script == "train.py":
-        assert_refused(outcome, "finished")
+        assert_refused(command(script, f"resume={straight.path}"), "finished")
     else:
+        outcome = command(script, f"run={straight.path}", "prompt=def")
         assert outcome.status == 0, outcome.err
 
 
@@ -412,13 +415,62 @@ def test_generate_streams_the_prompt_and_its_continuation(command, straight):
         (["temperature=-1"], ["temperature=-1"]),
         (["top_p=2"], ["top_p=2"]),
         (["top_k=0"], ["top_k=0"]),
+        (["min_p=1"], ["min_p=1"]),
+        (["repetition_penalty=0"], ["repetition_penalty=0"]),
         (["max_new_tokens=0"], ["max_new_tokens=0"]),
+        (["prefill_chunk=0"], ["prefill_chunk=0"]),
+        (["prefill_chunk=4", "use_cache=false"], ["prefill_chunk=4", "no effect"]),
+        (["use_cache=maybe"], ["use_cache='maybe'"]),
+        (["seed=x"], ["seed='x'"]),
+        (["prompt="], ["prompt: it is empty"]),
+        (["prompt=12"], ["prompt=12", "expected text"]),
+        (["prompt='" + "def " * 40 + "'"], ["prompt: its", "context of 32"]),
+        (["prompts=some.txt"], ["prompts: prompt is set too"]),
+        (["prompt=null", "prompts=nowhere.txt"], ["prompts=nowhere.txt", "cannot be read"]),
+        (["run=null"], ["run=None", "run folder"]),
+        (["run=3"], ["run=3", "run folder"]),
         (["temperatur=1"], ["temperatur", "'temperature'"]),
         (["accelerator=tpu"], ["accelerator=tpu"]),
     ],
 )
 def test_generate_refuses(command, straight, words, said):
     assert_refused(command("generate.py", f"run='{straight.path}'", "prompt=def", *words), *said)
+
+
+def test_generate_takes_a_file_of_prompts(command, straight, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "def self "}\n{"prompt": "if\\nelse"}\n')
+    words = ["generate.py", f"run='{straight.path}'", "max_new_tokens=8", "repetition_penalty=1.2", "prefill_chunk=2"]
+    outcome = command(*words, f"prompts={tmp_path / 'p.jsonl'}")
+    alone = [command(*words, f"prompt='{prompt}'").out for prompt in ("def self ", "if\nelse")]
+    assert outcome.status == 0 and outcome.out == "\n".join(alone), outcome
+    (tmp_path / "p.txt").write_text("def\n" + "def " * 40)
+    assert_refused(command(*words, f"prompts={tmp_path / 'p.txt'}"), "prompts: number 2", "context of 32")
+
+
+def test_generate_reads_piped_prompts(command, straight, monkeypatch):
+    words = ["generate.py", f"run='{straight.path}'", "max_new_tokens=8"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("def\n\nself value\n"))
+    alone = [command(*words, f"prompt='{prompt}'").out for prompt in ("def", "self value")]
+    assert command(*words).out == "\n".join(alone)
+    assert_refused(command(*words), "prompt: needs a value")  # the input has ended
+
+
+def test_generate_warns_in_one_line_and_goes_on(command, straight):
+    outcome = command("generate.py", f"run='{straight.path}'", "prompt=def", "max_new_tokens=40", "temperature=0")
+    assert outcome.status == 0 and outcome.out.startswith("def")
+    assert outcome.err == "warning: max_new_tokens=40 leads beyond the 32 tokens of this model's training context\n"
+    outcome = command(
+        "generate.py", f"run='{straight.path}'", "prompt=def", "max_new_tokens=4", "top_k=2", "temperature=0"
+    )
+    assert outcome.status == 0
+    assert outcome.err == "warning: top_k: no effect at temperature=0 (greedy); set temperature=1.0 to sample\n"
+
+
+def test_generate_refuses_weights_that_do_not_fit(command, straight, tmp_path):
+    run = shutil.copytree(straight.path, tmp_path / "run")
+    config = json.loads((run / "model/config.json").read_text())
+    (run / "model/config.json").write_text(json.dumps(config | {"dim": 2 * config["dim"]}))
+    assert_refused(command("generate.py", f"run={run}", "prompt=def"), "model.safetensors", "do not fit config.json")
 
 
 def test_generate_wants_a_run(command, tmp_path):
@@ -509,6 +561,7 @@ def test_bits_per_byte_of_a_part_of_the_validation_rows_are_of_their_bytes(place
         ("sample.temperature=-1", "sample.temperature"),
         ("sample.max_new_tokens=0", "sample.max_new_tokens"),
         ("sample.prompt=5", "sample.prompt"),
+        ("sample.prompt=", "sample.prompt"),
         ("compile=foo", "compile"),
         ("plugins=my_norms", "plugins"),
         ("trainer.devices=2", "trainer.devices"),
