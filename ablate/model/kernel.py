@@ -196,15 +196,16 @@ def choose_kernel(name: str, scores: Scores, place: Place) -> str:
         AblateError: the kernel named cannot compute the layer, with the reason.
     """
     if name == "auto" or (place.cached and not KERNELS[name].cache):
-        able = (n for n in _by_speed(place) if n in KERNELS and _refusal(n, scores, place) is None)
+        able = (n for n in _by_speed(place) if n in KERNELS and objection(n, scores, place) is None)
         return next(able)  # the reference supports everything
-    reason = _refusal(name, scores, place)
+    reason = objection(name, scores, place)
     if reason is not None:
         raise AblateError(f"model.kernel={name}: {reason}; choose another kernel, or auto")
     return name
 
 
-def _refusal(name: str, scores: Scores, place: Place) -> str | None:
+def objection(name: str, scores: Scores, place: Place) -> str | None:
+    """Why a kernel cannot compute a layer there, on this machine; None: it can."""
     kernel = KERNELS[name]
     if place.cached and not kernel.cache:
         return "does not read a cache"

@@ -14,7 +14,6 @@ from zoo import (
     models,
     nodes,
     random_tokens,
-    refusal,
     singles,
     small,
     stirred,
@@ -24,7 +23,7 @@ from zoo import (
 from ablate.errors import AblateError
 from ablate.model.attention import ATTENTIONS
 from ablate.model.decoder import ForwardContext
-from ablate.model.kernel import KERNELS, Reference, Scores
+from ablate.model.kernel import KERNELS, Place, Reference, Scores, objection
 from ablate.model.pattern import PATTERNS, Layout, dense_mask
 from ablate.model.position import Position
 
@@ -36,7 +35,8 @@ INFERRING = [name for name in kernels_here(gradient=False) if name != "reference
 def pair(kernel: str, gradient: bool, **axes):
     """The same weights under the reference and under `kernel`; or a skip where that says that it cannot."""
     reference = build(kernel="reference", **axes)
-    reasons = [refusal(KERNELS[kernel], layer.scores, gradient) for layer in reference.layers]
+    place = Place("cpu", torch.float32, gradient)
+    reasons = [objection(kernel, layer.scores, place) for layer in reference.layers]
     if any(reasons):
         with pytest.raises(AblateError, match=f"model.kernel={kernel}"):
             twin(reference, kernel=kernel)(random_tokens(1, 2))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ablate.errors import AblateError
 from ablate.model.config import AXES, DecoderConfig, load_plugins
 from ablate.model.decoder import Decoder
-from ablate.model.kernel import KERNELS, Kernel, Place, Scores
+from ablate.model.kernel import KERNELS, Place, objection
 from ablate.model.position import POSITIONS
 
 load_plugins([module for module in os.environ.get("ABLATE_PLUGINS", "").split(",") if module])
@@ -177,15 +177,10 @@ def twin(model: Decoder, **changes) -> Decoder:
     return other
 
 
-def refusal(kernel: Kernel, scores: Scores, gradient: bool) -> str | None:
-    """Why a kernel cannot compute a layer on this CPU in fp32."""
-    return kernel.refusal(scores) or kernel.refusal_at(scores, Place("cpu", torch.float32, gradient))
-
-
 def kernels_here(gradient: bool) -> list[str]:
     """The kernels that compute a plain layer here."""
     scores = Decoder(config()).layers[0].scores
-    return [name for name, kernel in KERNELS.items() if refusal(kernel, scores, gradient) is None]
+    return [name for name in KERNELS if objection(name, scores, Place("cpu", torch.float32, gradient)) is None]
 
 
 def random_tokens(batch: int, length: int, seed: int = 0) -> Tensor:
