@@ -111,9 +111,9 @@ def test_rows_and_heads_of_other_sizes(kernel, length, width):
     check(kernel, Scores(PATTERNS.build({"name": "full"}), 4, 2, width), layout_of(None, length, "cuda"), BF16)
 
 
-def loss_and_gradients(model, batch: dict, hidden=None) -> list[torch.Tensor]:
+def loss_and_gradients(model, batch: dict, hidden=None, low: bool = True) -> list[torch.Tensor]:
     hidden = hidden or (lambda **kwargs: next_token_loss(model.hidden(**kwargs), model.head.weight, batch["targets"]))
-    with torch.autocast(batch["targets"].device.type, BF16):
+    with torch.autocast(batch["targets"].device.type, BF16, enabled=low):
         loss = hidden(**{name: item for name, item in batch.items() if name != "targets"})
     return [loss, *torch.autograd.grad(loss, list(model.parameters()))]
 
@@ -131,12 +131,16 @@ ROWS = [{**row, "ffn": small("ffn", "swiglu")} for row in models()[::6]]  # noth
 
 
 @pytest.mark.parametrize("row", ROWS, ids=labels)
-def test_whole_models_train_as_by_the_reference(device, row):
+def test_whole_models_in_bf16_are_as_near_to_fp32_as_the_reference_is(device, row):
     reference = build(kernel="reference", dim=128, context=LENGTH, **row).to(device)
     other, batch = twin(reference, kernel="auto").to(device), batch_on(device)
-    found, expected = loss_and_gradients(other, batch), loss_and_gradients(reference, batch)
-    found, expected = (torch.cat([each.detach().flatten() for each in all_]) for all_ in (found, expected))
-    assert distance(found, expected) < 0.1
+    exact = joined(loss_and_gradients(reference, batch, low=False))
+    noise = distance(joined(loss_and_gradients(reference, batch)), exact)
+    assert distance(joined(loss_and_gradients(other, batch)), exact) < 2 * noise + 0.01
+
+
+def joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([part.detach().flatten() for part in parts])
 
 
 @pytest.mark.parametrize("pattern", nodes("pattern")[::3], ids=label)
