@@ -10,7 +10,6 @@ from ablate.cli import entry_point
 @entry_point("generate")
 def main(config: DictConfig) -> None:
     import ablate
-    from ablate.compose import plain
     from ablate.generation import Sampling, stream
     from ablate.generation.terminal import at_terminal, converse, piped, read_prompts, texts, write
     from ablate.model.config import load_plugins
@@ -20,7 +19,7 @@ def main(config: DictConfig) -> None:
         raise ablate.AblateError("prompts: prompt is set too; give one of them")
     sampling = Sampling(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
     prompts = None if config.prompts is None else read_prompts(config.prompts)
-    load_plugins(plain(config.plugins))
+    load_plugins(config.plugins)
     run = ablate.load(config.run)
     if resolve_accelerator(config.accelerator) == "gpu":
         run.model.cuda()

@@ -49,5 +49,5 @@ def build(preset: str = "gqa_rope", overrides: list[str] | None = None, seed: in
     from ablate.model.decoder import Decoder
 
     config = compose_config("build", [f"model={preset}", *(overrides or [])])
-    load_plugins(plain(config.plugins))
+    load_plugins(config.plugins)
     return Decoder(DecoderConfig.from_dict(plain(config.model)), seed)

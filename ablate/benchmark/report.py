@@ -25,7 +25,7 @@ def run_training(config: DictConfig, out: Path) -> None:
     if config.task != "training":
         raise AblateError(f"task={config.task}: choose one of training")
     quiet()
-    load_plugins(plain(config.plugins))
+    load_plugins(config.plugins)
     model = DecoderConfig.from_dict(plain(config.model))
     setting = Setting(
         model,

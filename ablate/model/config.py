@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,12 +111,14 @@ def resolve_cycle(axis: Axis, node: Mapping[str, Any], depth: int) -> list[dict[
     return [specs[layer % len(specs)] for layer in range(depth)]
 
 
-def load_plugins(modules: list[str]) -> None:
+def load_plugins(modules: Iterable[str]) -> None:
     """Imports the user's own modules, whose components register themselves.
 
     Raises:
-        AblateError: a module that is not found or fails to import.
+        AblateError: no list of names, or a module that is not found or fails to import.
     """
+    if not isinstance(modules, Iterable) or isinstance(modules, str) or not all(isinstance(m, str) for m in modules):
+        raise AblateError(f"plugins={modules}: expected a list of names, such as plugins=[my_parts]")
     for module in modules:
         try:
             importlib.import_module(module)

@@ -37,10 +37,10 @@ def assemble(config: DictConfig) -> Parts:
     Raises:
         AblateError: the first mistake found, by its key.
     """
-    for key in ("plugins", "tags"):
-        if not isinstance(config[key], ListConfig) or not all(isinstance(item, str) for item in config[key]):
-            raise AblateError(f"{key}={config[key]}: expected a list of names, such as {key}=[one,two]")
-    load_plugins(plain(config.plugins))
+    tags = config.tags
+    if not isinstance(tags, ListConfig) or not all(isinstance(tag, str) for tag in tags):
+        raise AblateError(f"tags={tags}: expected a list of names, such as tags=[one,two]")
+    load_plugins(config.plugins)
     _whole("seed", config.seed, 0)
     if config.seed >= 2**63:
         raise AblateError(f"seed={config.seed}: expected less than 2^63")
