@@ -1,21 +1,19 @@
 """What the entry points share: Hydra's main, and mistakes told in one line."""
 
 import contextlib
-import difflib
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
 import hydra
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
-from ablate.compose import config_dir
-from ablate.errors import AblateError, AblateWarning, did_you_mean
+from ablate.compose import config_dir, one_line
+from ablate.errors import AblateError, AblateWarning
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], None]]:
@@ -76,34 +74,3 @@ class _WithoutHydrasLine:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
-
-
-def one_line(error: BaseException) -> str:
-    """The key, what is wrong with it and the remedy."""
-    cause = error.__cause__
-    if isinstance(error, HydraException) and isinstance(cause, AblateError):
-        return str(cause)
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read; quote what holds = , [ ] {{ }} ( ) or spaces: \"key='value'\""
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key}: needs a value; set {error.full_key}=..."
-    text = str(error)
-    group = re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\n((?:\t.*\n)+)", text)
-    if group:
-        name, folder, options = group.groups()
-        return f"{folder}: no option '{name.split('/')[-1]}'{did_you_mean(name.split('/')[-1], options.split())}"
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown:
-        return _unknown_key(unknown.group(1), cause, text)
-    return re.sub(r"\s+", " ", text).strip()
-
-
-def _unknown_key(key: str, cause: BaseException | None, text: str) -> str:
-    if "/" not in key and isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
-        more = " (more of Lightning's: with a + before)" if key.startswith("trainer.") else ""
-        return f"{key}: no such key{did_you_mean(cause.key, map(str, cause.parent_node))}{more}"
-    if "/" in key or "No match in the defaults list" in text:
-        groups = [os.path.relpath(root, config_dir()) for root, _, _ in os.walk(config_dir())][1:]
-        nearest = difflib.get_close_matches(key, groups, n=1, cutoff=0.5)
-        return f"{key}: no such config group" + (f"; did you mean '{nearest[0]}'?" if nearest else "")
-    return re.sub(r"\s+", " ", text).strip()

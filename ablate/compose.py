@@ -1,11 +1,18 @@
 """Hydra's part in building a model: presets and overrides become plain data."""
 
+import difflib
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from ablate.errors import AblateError, did_you_mean
 
 if TYPE_CHECKING:
     from ablate.model.decoder import Decoder
@@ -43,11 +50,46 @@ def build(preset: str = "gqa_rope", overrides: list[str] | None = None, seed: in
         model = build("gqa_rope", overrides=["model/norm=layernorm", "model.depth=2"])
 
     Raises:
-        AblateError: a combination that cannot be built. Hydra's own errors: what does not compose.
+        AblateError: what does not compose, or cannot be built.
     """
     from ablate.model.config import DecoderConfig, load_plugins  # torch takes seconds to import: not for --help
     from ablate.model.decoder import Decoder
 
-    config = compose_config("build", [f"model={preset}", *(overrides or [])])
+    try:
+        config = compose_config("build", [f"model={preset}", *(overrides or [])])
+        model = plain(config.model)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise AblateError(one_line(error)) from error
     load_plugins(config.plugins)
-    return Decoder(DecoderConfig.from_dict(plain(config.model)), seed)
+    return Decoder(DecoderConfig.from_dict(model), seed)
+
+
+def one_line(error: BaseException) -> str:
+    """The key, what is wrong with it and the remedy."""
+    cause = error.__cause__
+    if isinstance(error, HydraException) and isinstance(cause, AblateError):
+        return str(cause)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read; quote what holds = , [ ] {{ }} ( ) or spaces: \"key='value'\""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: needs a value; set {error.full_key}=..."
+    text = str(error)
+    group = re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\n((?:\t.*\n)+)", text)
+    if group:
+        name, folder, options = group.groups()
+        return f"{folder}: no option '{name.split('/')[-1]}'{did_you_mean(name.split('/')[-1], options.split())}"
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        return _unknown_key(unknown.group(1), cause, text)
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _unknown_key(key: str, cause: BaseException | None, text: str) -> str:
+    if "/" not in key and isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
+        more = " (more of Lightning's: with a + before)" if key.startswith("trainer.") else ""
+        return f"{key}: no such key{did_you_mean(cause.key, map(str, cause.parent_node))}{more}"
+    if "/" in key or "No match in the defaults list" in text:
+        groups = [os.path.relpath(root, config_dir()) for root, _, _ in os.walk(config_dir())][1:]
+        nearest = difflib.get_close_matches(key, groups, n=1, cutoff=0.5)
+        return f"{key}: no such config group" + (f"; did you mean '{nearest[0]}'?" if nearest else "")
+    return re.sub(r"\s+", " ", text).strip()

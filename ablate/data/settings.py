@@ -43,7 +43,7 @@ class RowSource(Protocol):
 
     def __getitem__(self, ids: Sequence[int]) -> dict[str, Tensor | int]:
         """The batch of the rows `ids`: tokens, targets, positions and, where attention keeps to them, documents
-        and max_documents."""
+        (and, to spare a GPU kernel from asking, max_documents)."""
 
 
 class Opened(Protocol):

@@ -98,6 +98,10 @@ def resolve_cycle(axis: Axis, node: Mapping[str, Any], depth: int) -> list[dict[
     if not isinstance(members, list) or not members:
         raise AblateError(f"{axis.key}.cycle={members!r}: expected a list of components, such as [full, local]")
     members = [dict(m) if isinstance(m, Mapping) else {"name": m} for m in members]
+    if any("name" not in m for m in members):
+        raise AblateError(
+            f"{axis.key}.cycle: each member is a name or has one, such as [full, {{name: local, window: 64}}]"
+        )
     shared = {key: value for key, value in node.items() if key not in ("cycle", "name")}
     known = [axis.options(member.get("name")) for member in members]
     for key, value in shared.items():

@@ -26,7 +26,7 @@ def check_memory(config, training: bool = False) -> None:
     needed, there = parameters * (16 if training else 4), machine_memory()
     if needed > there:
         purpose = "to train" if training else "to hold"
-        remedy = "train on a GPU" if training else 'build it under torch.device("meta") to count it'
+        remedy = "train on a GPU that has it" if training else 'build it under torch.device("meta") to count it'
         raise AblateError(
             f"model.dim={config.dim}, model.depth={config.depth}: {parameters:,} parameters take {_gib(needed)} "
             f"{purpose} in fp32, and this machine has {_gib(there)}: lower model.dim or model.depth, or {remedy}"

@@ -4,9 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ablate.errors import AblateError
 from ablate.model.registry import Axis
 
 NORMS = Axis("model.norm")
+
+
+def _positive(eps: float) -> float:
+    if not eps > 0:
+        raise AblateError(f"model.norm.eps={eps}: expected a number above 0")
+    return eps
 
 
 @NORMS.register("layernorm")
@@ -18,7 +25,7 @@ class LayerNorm(nn.LayerNorm):
     """
 
     def __init__(self, dim: int, *, eps: float = 1e-5, bias: bool = True):
-        super().__init__(dim, eps=eps, bias=bias)
+        super().__init__(dim, eps=_positive(eps), bias=bias)
 
 
 @NORMS.register("rmsnorm")
@@ -31,7 +38,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, dim: int, *, eps: float = 1e-6, bias: bool = False):
         super().__init__()
-        self.eps = eps
+        self.eps = _positive(eps)
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
 

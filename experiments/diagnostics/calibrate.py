@@ -55,12 +55,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
+    parser.add_argument("--only", default="", help="arms whose name begins so; the others stay as recorded")
     options = parser.parse_args()
+    arms = [arm for arm in ARMS if arm.startswith(options.only)]
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
-    results = {"date": time.strftime("%Y-%m-%d"), "seeds": options.seeds, "cpu": cpu(), "threads": threads, "arms": {}}
+    results = {"date": time.strftime("%Y-%m-%d"), "seeds": options.seeds, "cpu": cpu(), "threads": threads}
+    recorded = json.loads(options.out.read_text(encoding="utf-8"))["arms"] if options.only else {}
+    results["arms"] = {arm: row for arm, row in recorded.items() if arm not in arms}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, spawn, start_worker, (threads,)) as pool:
-        runs = {pool.submit(run, arm, seed): (arm, seed) for seed in range(options.seeds) for arm in ARMS}
+        runs = {pool.submit(run, arm, seed): (arm, seed) for seed in range(options.seeds) for arm in arms}
         for done in as_completed(runs):
             (arm, seed), summary = runs[done], done.result()
             results |= {"torch": summary["versions"]["torch"], "precision": summary["precision"]}

@@ -89,6 +89,8 @@ REFUSED = {
         {"attention": {"name": "mha", "bias": ["query", "keys"]}},
         ["model.attention.bias", "keys", "query, key, value, out"],
     ),
+    "epsilon 0": ({"norm": {"name": "rmsnorm", "eps": 0.0}}, ["model.norm.eps=0.0", "above 0"]),
+    "negative epsilon": ({"norm": {"name": "layernorm", "eps": -1.0}}, ["model.norm.eps=-1.0", "above 0"]),
     "soft-cap 0": ({"attention": {"name": "mha", "softcap": 0.0}}, ["model.attention.softcap=0.0", "above 0"]),
     "a soft-cap that the kernel has not": (
         {"attention": {"name": "mha", "softcap": 5.0}, "kernel": "sdpa"},

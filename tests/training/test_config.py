@@ -177,3 +177,18 @@ def test_every_option_of_a_group_composes(group):
     assert options
     for option in options:
         assert compose_config("train", [f"{group}={option}"])
+
+
+@pytest.mark.parametrize(
+    "preset, overrides, says",
+    [
+        ("gqa_rpoe", [], "model: no option 'gqa_rpoe'; did you mean 'gqa_rope'?"),
+        ("gqa_rope", ["model.ffn.hiden=3"], "model.ffn.hiden: no such key; did you mean 'hidden'?"),
+        ("gqa_rope", ["model/attention=mha", "model.attention.kv_heads=2"], "model.attention.kv_heads: no such key"),
+        ("gqa_rope", ["model/pattern=cycle"], "model.pattern.cycle: needs a value"),
+    ],
+)
+def test_build_refuses_what_does_not_compose_as_the_commands_do(preset, overrides, says):
+    with pytest.raises(AblateError) as refused:
+        ablate.build(preset, overrides)
+    assert str(refused.value).startswith(says) and "\n" not in str(refused.value)
