@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ablate.errors import AblateError
 from ablate.model.linear import Linear, joint_linear
 from ablate.model.norm import RMSNorm
-from ablate.model.registry import Axis
+from ablate.model.registry import Axis, check_positive_or_null
 
 ATTENTIONS = Axis("model.attention")
 PROJECTIONS = ("query", "key", "value", "out")
@@ -76,8 +76,7 @@ def _check(dim: int, heads: int, kv_heads: int, head_dim: int | None, softcap: f
             f"model.attention.kv_heads={kv_heads} does not divide model.heads={heads}: "
             f"choose one of {', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)}"
         )
-    if softcap is not None and not softcap > 0:
-        raise AblateError(f"model.attention.softcap={softcap}: expected a number above 0, or null")
+    check_positive_or_null("model.attention.softcap", softcap)
 
 
 def _biased(bias: bool | list[str]) -> tuple[str, ...]:
@@ -89,9 +88,8 @@ def _biased(bias: bool | list[str]) -> tuple[str, ...]:
     return tuple(bias)
 
 
-@ATTENTIONS.register("mha")
-class MultiHead(Attention):
-    """Every query head has its own keys and values (Vaswani et al. 2017)."""
+class _Fixed(Attention):
+    """Attention whose number of key and value heads is no option."""
 
     def __init__(
         self,
@@ -104,7 +102,21 @@ class MultiHead(Attention):
         softcap: float | None = None,
         qk_norm: QKNorm = None,
     ):
-        super().__init__(dim, heads, model_bias, heads, head_dim, bias, softcap, qk_norm)
+        super().__init__(dim, heads, model_bias, self.shared(heads), head_dim, bias, softcap, qk_norm)
+
+    @staticmethod
+    def shared(heads: int) -> int:
+        """How many heads of keys and values `heads` query heads share."""
+        raise NotImplementedError
+
+
+@ATTENTIONS.register("mha")
+class MultiHead(_Fixed):
+    """Every query head has its own keys and values (Vaswani et al. 2017)."""
+
+    @staticmethod
+    def shared(heads: int) -> int:
+        return heads
 
 
 @ATTENTIONS.register("gqa")
@@ -130,18 +142,9 @@ class GroupedQuery(Attention):
 
 
 @ATTENTIONS.register("mqa")
-class MultiQuery(Attention):
+class MultiQuery(_Fixed):
     """All query heads share one head of keys and values (Shazeer 2019)."""
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        model_bias: bool,
-        *,
-        head_dim: int | None = None,
-        bias: Bias = None,
-        softcap: float | None = None,
-        qk_norm: QKNorm = None,
-    ):
-        super().__init__(dim, heads, model_bias, 1, head_dim, bias, softcap, qk_norm)
+    @staticmethod
+    def shared(heads: int) -> int:
+        return 1

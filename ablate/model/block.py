@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ablate.errors import AblateError
-from ablate.model.registry import Axis
+from ablate.model.registry import Axis, positive
 
 PLACEMENTS = Axis("model.placement")
 
@@ -23,9 +22,8 @@ class Block(nn.Module):
         self, attention: nn.Module, ffn: nn.Module, norm: Callable[[], nn.Module], *, residual_scale: float = 1.0
     ):
         super().__init__()
-        if not residual_scale > 0:
-            raise AblateError(f"model.placement.residual_scale={residual_scale}: expected a number above 0")
-        self.attention, self.ffn, self.residual_scale = attention, ffn, residual_scale
+        self.attention, self.ffn = attention, ffn
+        self.residual_scale = positive("model.placement.residual_scale", residual_scale)
         self.make_norms(norm)
 
     def make_norms(self, norm: Callable[[], nn.Module]) -> None:

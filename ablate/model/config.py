@@ -15,7 +15,7 @@ from ablate.model.moe import FFNS  # the dense ones, and the mixture
 from ablate.model.norm import NORMS
 from ablate.model.pattern import PATTERNS
 from ablate.model.position import POSITIONS
-from ablate.model.registry import Axis, check_options
+from ablate.model.registry import Axis, check_options, check_positive_or_null
 
 AXES: dict[str, Axis] = {
     "norm": NORMS,
@@ -59,8 +59,7 @@ class DecoderConfig:
         for key in ("dim", "depth", "heads", "context", "vocab_size"):
             if getattr(config, key) < 1:
                 raise AblateError(f"model.{key}={getattr(config, key)}: at least 1")
-        if config.logit_softcap is not None and not config.logit_softcap > 0:
-            raise AblateError(f"model.logit_softcap={config.logit_softcap}: expected a number above 0, or null")
+        check_positive_or_null("model.logit_softcap", config.logit_softcap)
         check_kernel(config.kernel)
         config.layers()
         return config

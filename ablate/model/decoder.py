@@ -11,6 +11,7 @@ from ablate.model.cache import Cache, LayerShape
 from ablate.model.config import AXES, DecoderConfig
 from ablate.model.init import initialise
 from ablate.model.kernel import KERNELS, Kernel, Place, Scores, choose_kernel
+from ablate.model.linear import compute_dtype
 from ablate.model.memory import check_memory
 from ablate.model.pattern import Layout, Pattern, document_runs
 from ablate.model.position import Position
@@ -261,7 +262,4 @@ class Decoder(nn.Module):
             )
 
     def _place(self, x: Tensor, cached: bool) -> Place:
-        device = x.device.type
-        autocast = device != "meta" and torch.is_autocast_enabled(device)  # there is none on meta tensors
-        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-        return Place(device, dtype, torch.is_grad_enabled() and not cached, cached)
+        return Place(x.device.type, compute_dtype(x), torch.is_grad_enabled() and not cached, cached)

@@ -5,6 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What matrix products of `x` are computed in: autocast's precision where it is on, else its own."""
+    device = x.device.type
+    autocast = not x.is_meta and torch.is_autocast_enabled(device)  # which does not know that device
+    return torch.get_autocast_dtype(device) if autocast else x.dtype
+
+
 def joint_linear(x: Tensor, maps: list[nn.Linear]) -> list[Tensor]:
     """Several linear maps of the same `x`, `[..., D] -> [..., width]` each.
 

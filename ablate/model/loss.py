@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ablate.model.linear import compute_dtype
+
 IGNORE = -100  # the target of a position that is not scored
 _CHUNK = 512  # positions whose logits are in memory at once
 
@@ -16,8 +18,7 @@ def next_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: fl
     The gradient is computed with the loss, chunk by chunk, so that the `[B T, V]` logits are
     neither kept nor read again (Hsu et al. 2024, Liger Kernel).
     """
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    dtype = compute_dtype(hidden)
     hidden, weight, targets = hidden.flatten(0, 1).to(dtype), weight.to(dtype), targets.flatten()
     if torch.compiler.is_compiling() and dtype != torch.float32:
         # In low precision the passes over the logits cost more than their products, and the compiler fuses those.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ablate.errors import AblateError, did_you_mean
 from ablate.model.feedforward import FFNS, Dense, FeedForward
-from ablate.model.linear import GroupedLinear, linear
-from ablate.model.registry import check_options
+from ablate.model.linear import GroupedLinear, compute_dtype, linear
+from ablate.model.registry import check_options, check_positive_or_null
 
 KEY = "model.ffn"
 _LEAST_ROWS = 4  # the matrix products of a CPU sum a row in one order from so many rows on, and in another below
@@ -141,7 +141,7 @@ class MixtureOfExperts(FeedForward):
 
     def _mix(self, x: Tensor, routing: Routing) -> Tensor:
         """Rows are sorted by expert, go through, and come back: `[N, D] -> [N, D]`."""
-        dtype = _compute_dtype(x)
+        dtype = compute_dtype(x)
         chosen = routing.experts.flatten()
         order = chosen.argsort(stable=True)
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
@@ -224,12 +224,6 @@ class _Take(torch.autograd.Function):
         return (taken if ctx.copies == 1 else taken.unflatten(0, (-1, ctx.copies)).sum(1)), None, None, None
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    autocast = not x.is_meta and torch.is_autocast_enabled(device)  # which does not know that device
-    return torch.get_autocast_dtype(device) if autocast else x.dtype
-
-
 # --- checks ----------------------------------------------------------------------------------------
 
 
@@ -264,8 +258,7 @@ def _check_counts(experts: int, top_k: int, softmax: str, capacity_factor: float
             f"{KEY}.softmax=after: with {KEY}.top_k=1 every gate is 1, and the router would never learn; "
             f"set {KEY}.softmax=before"
         )
-    if capacity_factor is not None and not capacity_factor > 0:
-        raise AblateError(f"{KEY}.capacity_factor={capacity_factor}: expected a number above 0, or null")
+    check_positive_or_null(f"{KEY}.capacity_factor", capacity_factor)
 
 
 def _check_not_negative(**options: float) -> None:

@@ -4,16 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablate.errors import AblateError
-from ablate.model.registry import Axis
+from ablate.model.linear import compute_dtype
+from ablate.model.registry import Axis, positive
 
 NORMS = Axis("model.norm")
-
-
-def _positive(eps: float) -> float:
-    if not eps > 0:
-        raise AblateError(f"model.norm.eps={eps}: expected a number above 0")
-    return eps
 
 
 @NORMS.register("layernorm")
@@ -25,7 +19,7 @@ class LayerNorm(nn.LayerNorm):
     """
 
     def __init__(self, dim: int, *, eps: float = 1e-5, bias: bool = True):
-        super().__init__(dim, eps=_positive(eps), bias=bias)
+        super().__init__(dim, eps=positive("model.norm.eps", eps), bias=bias)
 
 
 @NORMS.register("rmsnorm")
@@ -38,7 +32,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, dim: int, *, eps: float = 1e-6, bias: bool = False):
         super().__init__()
-        self.eps = _positive(eps)
+        self.eps = positive("model.norm.eps", eps)
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
 
@@ -67,7 +61,7 @@ class _EagerRMSNorm(torch.autograd.Function):
         scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         y = (x * scale).mul_(weight)
         ctx.save_for_backward(x, weight, scale)
-        return y.to(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype)
+        return y.to(compute_dtype(x))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

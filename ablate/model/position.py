@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ablate.errors import AblateError
-from ablate.model.registry import Axis
+from ablate.model.registry import Axis, positive
 
 POSITIONS = Axis("model.position")
 
@@ -90,7 +90,7 @@ class Sinusoidal(Position):
         if dim % 2:
             raise AblateError(f"model.dim={dim}: sinusoidal positions need an even width")
         self.scale = dim**0.5
-        self.width, self.theta = dim, _positive("theta", theta)
+        self.width, self.theta = dim, positive("model.position.theta", theta)
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         angle = positions.unsqueeze(-1) * _frequencies(self.width, self.theta, positions.device)
@@ -118,7 +118,7 @@ class Rotary(Position):
                 f"model.position.fraction={fraction} of heads {head_dim} wide is {fraction * head_dim:g} channels: "
                 f"expected an even number from 2 to {head_dim}"
             )
-        self.head_dim, self.width, self.theta = head_dim, width, _positive("theta", theta)
+        self.head_dim, self.width, self.theta = head_dim, width, positive("model.position.theta", theta)
 
     def frequencies(self, device: torch.device) -> Tensor:
         """Radians per position of each pair, `[width / 2]` fp32."""
@@ -161,7 +161,7 @@ class LinearRotary(Rotary):
         factor: float = 4.0,
     ):
         super().__init__(dim, heads, head_dim, context, theta=theta, fraction=fraction)
-        self.factor = _positive("factor", factor)
+        self.factor = positive("model.position.factor", factor)
 
     def frequencies(self, device: torch.device) -> Tensor:
         return super().frequencies(device) / self.factor
@@ -198,8 +198,8 @@ class Llama3Rotary(Rotary):
                 f"model.position.high_freq_factor={high_freq_factor}"
             )
         self.factor, self.original_context = (
-            _positive("factor", factor),
-            _positive("original_context", original_context),
+            positive("model.position.factor", factor),
+            positive("model.position.original_context", original_context),
         )
         self.low, self.high = low_freq_factor, high_freq_factor
 
@@ -224,12 +224,6 @@ class ALiBi(Position):
         power = 2 ** (self.heads.bit_length() - 1)
         exponent = torch.where(head < power, 8 * (head + 1), 4 * (2 * (head - power) + 1)) / power
         return -torch.exp2(-exponent.float()) * (query - key).abs()
-
-
-def _positive(option: str, value: float) -> float:
-    if not value > 0:
-        raise AblateError(f"model.position.{option}={value}: expected a number above 0")
-    return value
 
 
 def _frequencies(width: int, theta: float, device: torch.device) -> Tensor:

@@ -95,6 +95,18 @@ def check_options(key: str, owner: str, constructor: Callable, given: Mapping[st
     return values
 
 
+def positive(key: str, value: float) -> float:
+    """`value`, the option `key`; raises AblateError if it is not above 0."""
+    if not value > 0:
+        raise AblateError(f"{key}={value}: expected a number above 0")
+    return value
+
+
+def check_positive_or_null(key: str, value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise AblateError(f"{key}={value}: expected a number above 0, or null")
+
+
 def _checked(key: str, value: Any, hint: Any) -> Any:
     """`value` if it is of the type `hint`; an int where a float is wanted becomes one."""
     if _fits(value, hint):
