@@ -1,11 +1,7 @@
-"""The KV cache: preallocated, one buffer a layer, as long as the layer's pattern can reach.
+"""The KV cache: preallocated, one buffer a layer, with slots for what the layer's pattern can still see.
 
-A layer with reach S keeps token n of its row in slot n mod S, so that a local layer's buffer
-rolls. Rows advance each by its own number of tokens (ragged batches): padding, and tokens that
-later ones of the same call overwrite, land in one spare slot behind the last row.
-
-    reach 4, 6 tokens seen:   slot   0   1   2   3
-                              token  4   5   2   3
+Rows advance each by its own number of tokens (ragged batches): padding, and tokens that later ones of the
+same pass write over, land in one spare place behind the last row.
 """
 
 from dataclasses import dataclass
@@ -15,23 +11,53 @@ from torch import Tensor
 
 from ablate.errors import AblateError
 from ablate.model.pattern import Layout
+from ablate.model.slots import Slots
 
 BEYOND = 2**40  # the index of a key that no query may see
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one layer caches: heads of keys and values, their width, and how many tokens."""
+    """What one layer caches: heads of keys and values, their width, and which of `length` tokens."""
 
     kv_heads: int
     head_dim: int
-    size: int
+    slots: Slots
+    length: int
+
+    @property
+    def size(self) -> int:
+        """How many tokens it keeps."""
+        return self.slots.used(self.length)
+
+
+class _Buffer:
+    """`[B, G, size, width]`, and the spare place."""
+
+    def __init__(self, batch: int, shape: LayerShape, width: int, dtype: torch.dtype, device: torch.device):
+        self._shape = (batch, shape.kv_heads, shape.size, width)
+        self._flat = torch.zeros(batch * shape.kv_heads * shape.size + 1, width, dtype=dtype, device=device)
+
+    @property
+    def held(self) -> Tensor:
+        return self._flat[:-1].view(self._shape)
+
+    def write(self, place: Tensor, new: Tensor) -> None:
+        """`new` `[B, G, T, width]` to its places `[B * G * T]`."""
+        self._flat.index_copy_(0, place, new.reshape(-1, new.shape[-1]))
 
 
 class Cache:
     """Keys and values of the tokens seen so far. `Decoder.new_cache` makes one; `forward` advances it.
 
     It is for inference: no gradient flows through what it holds.
+
+    length: tokens that each row holds, `[B]`, on the device. It stays the same tensor for good.
+    filled: tokens that the longest row may hold, known without asking the device.
+    span: None: a pass reads the slots in use, so that its shapes change from one to the next. A number, at least that
+        of the tokens held after the pass: passes of one token read as many slots as so many tokens use, and masks
+        hide those that are empty. All of them then do the same work at the same places, and can be captured; they
+        leave `filled` to whoever set `span`.
     """
 
     def __init__(
@@ -44,45 +70,35 @@ class Cache:
         keep_positions: bool = False,
     ):
         self.shapes, self.batch, self.max_length = shapes, batch, max_length
-        self.length = torch.zeros(batch, dtype=torch.int64, device=device)  # tokens held, `[B]`
-        self.filled = 0  # tokens that the longest row may hold, known without asking the device
+        self.length = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.filled, self.span = 0, None
         self.ragged = False
-        self._buffers = [
-            tuple(torch.zeros(batch * s.size + 1, s.kv_heads, s.head_dim, dtype=dtype, device=device) for _ in "kv")
-            for s in shapes
-        ]
-        self._positions = {
-            s.size: torch.zeros(batch * s.size + 1, dtype=torch.int64, device=device) for s in shapes if keep_positions
-        }
+        self._buffers = [tuple(_Buffer(batch, s, s.head_dim, dtype, device) for _ in "kv") for s in shapes]
+        self._itemsize = dtype.itemsize
+        self._positions = {}
+        if keep_positions:
+            one = {s.slots: LayerShape(1, 1, s.slots, s.length) for s in shapes}
+            self._positions = {slots: _Buffer(batch, shape, 1, torch.int64, device) for slots, shape in one.items()}
 
     @property
     def nbytes(self) -> int:
         """Bytes of the slots for keys and values."""
-        return sum(
-            2 * self.batch * s.size * s.kv_heads * s.head_dim * self._buffers[0][0].element_size() for s in self.shapes
-        )
+        return sum(2 * self.batch * s.size * s.kv_heads * s.head_dim * self._itemsize for s in self.shapes)
 
-    def begin(self, tokens: int, documents: Tensor | None) -> None:
+    def begin(self, tokens: int, documents: Tensor | None) -> "Pass":
         """Opens a forward pass of `tokens` tokens a row; `documents` `[B, T]` marks padding by -1.
 
         Raises:
             AblateError: more tokens than the cache holds, several documents in a row, or padding
                 that is not at the end of its row.
         """
-        if self.filled + tokens > self.max_length:
+        if self.span is None and self.filled + tokens > self.max_length:
             raise AblateError(
                 f"the cache holds {self.max_length} tokens a row: {self.filled} are there, {tokens} more do not fit; "
                 "make it longer with model.new_cache(batch, max_length)"
             )
-        offset = torch.arange(tokens, device=self.length.device)
-        self.index = self.length.unsqueeze(1) + offset  # `[B, T]`
-        self._valid = None
-        if documents is not None:
-            self._valid = self._padding_checked(documents)
-        added = tokens if self._valid is None else self._valid.sum(1)
-        self._new_length = self.length + added
-        self._tokens = tokens
-        self._slots = {size: self._slots_for(size) for size in {s.size for s in self.shapes}}
+        valid = None if documents is None else self._padding_checked(documents)
+        return Pass(self, tokens, valid)
 
     def _padding_checked(self, documents: Tensor) -> Tensor | None:
         """Which tokens are real, `[B, T]`, or None if all are."""
@@ -98,69 +114,97 @@ class Cache:
         self.ragged |= not all_real
         return None if all_real else valid
 
-    def _slots_for(self, size: int) -> Tensor:
-        """Where each token of the pass is written, `[B * T]`."""
-        rows = torch.arange(self.batch, device=self.length.device).unsqueeze(1)
-        slots = rows * size + self.index % size
-        spare = self.batch * size
-        if self._tokens > 1:
-            slots = slots.where(self.index >= self._new_length.unsqueeze(1) - size, spare)
-        if self._valid is not None:
-            slots = slots.where(self._valid, spare)
-        return slots.flatten()
 
-    def _writes_first(self, size: int) -> bool:
-        """Whether nothing that this pass needs is overwritten by its own tokens."""
-        return self._tokens == 1 or self.filled + self._tokens <= size
+class Pass:
+    """One forward pass with a cache.
+
+    index: which token of its row each new one is, `[B, T]`.
+    """
+
+    def __init__(self, cache: Cache, tokens: int, valid: Tensor | None):
+        self.cache, self._tokens, self._valid = cache, tokens, valid
+        offset = torch.arange(tokens, device=cache.length.device)
+        self.index = cache.length.unsqueeze(1) + offset
+        self._length = cache.length + (tokens if valid is None else valid.sum(1))  # of each row after it
+        self._single = cache.span is not None
+        self._first = not self._single and cache.filled == 0
+        self._after = cache.span if self._single else cache.filled + tokens
+        self._slots = {shape.slots: self._slots_for(shape) for shape in cache.shapes}
+        self._places: dict[tuple[Slots, int], Tensor] = {}
+
+    def _slots_for(self, shape: LayerShape) -> Tensor:
+        """Where each token is written, `[B, T]`; `shape.size`: nowhere, for it is padding or written over."""
+        slots = shape.slots.slot(self.index)
+        if not self._reads_after_writing(shape.slots):
+            stays = shape.slots.held(self._length, shape.size).gather(1, slots.clamp_max(shape.size - 1))
+            slots = slots.where(stays == self.index, shape.size)
+        return slots if self._valid is None else slots.where(self._valid, shape.size)
+
+    def _reads_after_writing(self, slots: Slots) -> bool:
+        """Whether nothing that this pass needs is written over by its own tokens."""
+        return self._tokens == 1 or slots.used(self._after) == self._after
+
+    def _place(self, shape: LayerShape) -> Tensor:
+        """As `_slots_for`, in the buffer: `[B * G * T]`."""
+        key = shape.slots, shape.kv_heads
+        if key not in self._places:
+            slots = self._slots[shape.slots].unsqueeze(1)
+            rows = self.cache.batch * shape.kv_heads
+            first = torch.arange(0, rows * shape.size, shape.size, device=slots.device)
+            place = first.view(self.cache.batch, -1, 1) + slots
+            if self._valid is not None or not self._reads_after_writing(shape.slots):
+                place = place.where(slots < shape.size, rows * shape.size)
+            self._places[key] = place.flatten()
+        return self._places[key]
 
     def layouts(self, positions: Tensor) -> list[Layout]:
-        """Where queries and keys lie in this pass, layer by layer; `positions` `[B or 1, T]` are the queries'."""
-        by_size = {size: self._layout(size, positions.expand(self.batch, -1)) for size in self._slots}
-        return [by_size[shape.size] for shape in self.shapes]
+        """Where queries and keys lie, layer by layer; `positions` `[B or 1, T]` are the queries'."""
+        found = {}
+        for shape in self.cache.shapes:
+            if shape.slots not in found:
+                found[shape.slots] = self._layout(shape, positions.expand(self.cache.batch, -1))
+        return [found[shape.slots] for shape in self.cache.shapes]
 
-    def _layout(self, size: int, positions: Tensor) -> Layout:
+    def _layout(self, shape: LayerShape, positions: Tensor) -> Layout:
         placed = {}
-        if self._positions:
-            key_position = self._extend(self._positions[size], positions, size)
-            placed = {"query_position": positions, "key_position": key_position}
-        if self.filled == 0:
-            place = torch.arange(self._tokens, device=self.length.device).unsqueeze(0)
+        if self.cache._positions:
+            one = LayerShape(1, 1, shape.slots, shape.length)
+            key_position = self._extend(self.cache._positions[shape.slots], positions.unsqueeze(-1).unsqueeze(1), one)
+            placed = {"query_position": positions, "key_position": key_position.flatten(1)}
+        if self._first:
+            place = torch.arange(self._tokens, device=self.index.device).unsqueeze(0)
             return Layout(place, place, square=True, **placed)
-        after = self.filled + self._tokens
-        if after <= size:
-            key = torch.arange(after, device=self.length.device).unsqueeze(0)
+        used = shape.slots.used(self._after)
+        if used == self._after:
+            key = torch.arange(used, device=self.index.device).unsqueeze(0)
         elif self._tokens == 1:
-            key = self._held(self._new_length, size, size)
+            key = shape.slots.held(self._length, used)
         else:
             new = self.index if self._valid is None else self.index.where(self._valid, BEYOND)
-            key = torch.cat((self._held(self.length, size, min(self.filled, size)), new), dim=1)
-        last = self.max_length if self._tokens == 1 and not self.ragged else 0
-        return Layout(self.index, key, last=last, **placed)
-
-    def _held(self, length: Tensor, size: int, slots: int) -> Tensor:
-        """The token that each slot holds once rows are `length` long, `[B, slots]`; negative: none."""
-        newest = length.unsqueeze(1) - 1
-        return newest - (newest - torch.arange(slots, device=length.device)) % size
+            key = torch.cat((shape.slots.held(self.cache.length, shape.slots.used(self.cache.filled)), new), dim=1)
+        newest = self._tokens == 1 and not self._single and not self.cache.ragged
+        return Layout(self.index, key, newest=newest, **placed)
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds this pass's keys and values `[B, T, G, d]`; returns all that its queries may see, `[B, S, G, d]`."""
-        size = self.shapes[layer].size
-        keys, values = self._buffers[layer]
-        return self._extend(keys, key, size), self._extend(values, value, size)
+        """Adds the pass's keys and values `[B, T, G, d]`; returns all that its queries may see, `[B, S, G, d]`."""
+        shape, buffers = self.cache.shapes[layer], self.cache._buffers[layer]
+        new = (part.detach().transpose(1, 2) for part in (key, value))
+        return tuple(self._extend(b, n, shape).transpose(1, 2) for b, n in zip(buffers, new, strict=True))
 
-    def _extend(self, buffer: Tensor, new: Tensor, size: int) -> Tensor:
-        """Writes `new` `[B, T, ...]` into its slots; returns what is held and what is new, `[B, S, ...]`."""
-        held = buffer[:-1].unflatten(0, (self.batch, size))
-        new = new.detach().to(buffer.dtype)
-        everything = new
-        if self.filled and not self._writes_first(size):
-            everything = torch.cat((held[:, : min(self.filled, size)], new), dim=1)
-        buffer.index_copy_(0, self._slots[size], new.flatten(0, 1))
-        if self.filled and self._writes_first(size):
-            everything = held[:, : min(self.filled + self._tokens, size)]
+    def _extend(self, buffer: _Buffer, new: Tensor, shape: LayerShape) -> Tensor:
+        """Writes `new` `[B, G, T, width]` into its slots; returns what is held and what is new, `[B, G, S, width]`."""
+        everything = new = new.to(buffer.held.dtype)
+        reads_after = self._reads_after_writing(shape.slots)
+        if not self._first and not reads_after:
+            held = buffer.held[:, :, : shape.slots.used(self.cache.filled)]
+            everything = torch.cat((held, new), dim=2)
+        buffer.write(self._place(shape), new)
+        if not self._first and reads_after:
+            everything = buffer.held[:, :, : shape.slots.used(self._after)]
         return everything
 
-    def advance(self) -> None:
-        """Closes the forward pass."""
-        self.length = self._new_length
-        self.filled += self._tokens
+    def close(self) -> None:
+        """The cache holds the tokens of the pass from now on."""
+        self.cache.length.copy_(self._length)
+        if not self._single:
+            self.cache.filled += self._tokens

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ablate.errors import AblateError
-from ablate.model.cache import Cache, LayerShape
+from ablate.model.cache import Cache, LayerShape, Pass
 from ablate.model.config import AXES, DecoderConfig
 from ablate.model.init import initialise
 from ablate.model.kernel import KERNELS, Kernel, Place, Scores, choose_kernel
@@ -48,7 +48,7 @@ class ForwardContext:
     rotation: Any
     kernel: Kernel
     mask: Any
-    cache: Cache | None = None
+    cached: Pass | None = None
     real: Tensor | None = None  # `[B, T]`, False on padding; None: all tokens are real
     record: Record | None = None
 
@@ -56,8 +56,8 @@ class ForwardContext:
         """Queries `[B, T, H, d]`, keys and values `[B, T, G, d]` of this pass -> `[B, T, H, d]`."""
         query = self.position.rotate(query, self.rotation)
         key = self.position.rotate(key, self.rotation)
-        if self.cache is not None:
-            key, value = self.cache.extend(self.layer, key, value)
+        if self.cached is not None:
+            key, value = self.cached.extend(self.layer, key, value)
         return self.kernel(query, key, value, self.mask, self.scores)
 
     def add_loss(self, name: str, loss: Tensor) -> None:
@@ -166,25 +166,26 @@ class Decoder(nn.Module):
         max_documents: no row has more runs of equal `documents`, if that is known: saves a GPU kernel from asking.
         """
         self._check(tokens, cache)
+        cached = None
         if cache is None:
             index, layout = self._rows(tokens, documents, max_documents)
             positions = index if positions is None else positions
             layouts = [replace(layout, query_position=positions, key_position=positions)] * len(self.layers)
         else:
-            cache.begin(tokens.shape[1], documents)
-            positions = cache.index if positions is None else positions
-            layouts = cache.layouts(positions)
+            cached = cache.begin(tokens.shape[1], documents)
+            positions = cached.index if positions is None else positions
+            layouts = cached.layouts(positions)
         x = self.embedding(tokens)
         if self.config.scale_embeddings:
             x = x * self.config.dim**0.5
         for position in self.positions:
             x = position.embed(x, positions)
         real = None if documents is None else documents >= 0
-        contexts = self._contexts(positions, layouts, self._place(x, cache is not None), cache, real, record)
+        contexts = self._contexts(positions, layouts, self._place(x, cached is not None), cached, real, record)
         for block, context in zip(self.blocks, contexts, strict=True):
             x = block(x, context)
-        if cache is not None:
-            cache.advance()
+        if cached is not None:
+            cached.close()
         return self.final_norm(x)
 
     def _contexts(
@@ -192,7 +193,7 @@ class Decoder(nn.Module):
         positions: Tensor,
         layouts: list[Layout],
         place: Place,
-        cache: Cache | None,
+        cached: Pass | None,
         real: Tensor | None,
         record: Record | None,
     ) -> list[ForwardContext]:
@@ -209,7 +210,7 @@ class Decoder(nn.Module):
                 rotations[layer.position],
                 masks[name, layer.mask],
             )
-            contexts.append(ForwardContext(number, scores, position, rotation, kernel, mask, cache, real, record))
+            contexts.append(ForwardContext(number, scores, position, rotation, kernel, mask, cached, real, record))
         return contexts
 
     def kernels(self, place: Place) -> list[str]:
@@ -234,9 +235,11 @@ class Decoder(nn.Module):
         return Cache(self.cache_shapes(max_length), batch, max_length, weight.dtype, weight.device, biased)
 
     def cache_shapes(self, max_length: int) -> list[LayerShape]:
-        """What each layer keeps of `max_length` tokens: as many as its pattern can reach."""
+        """What each layer keeps of `max_length` tokens: what its pattern can still see."""
         return [
-            LayerShape(block.attention.kv_heads, block.attention.head_dim, layer.pattern.reach(max_length))
+            LayerShape(
+                block.attention.kv_heads, block.attention.head_dim, layer.pattern.slots(max_length), max_length
+            )
             for block, layer in zip(self.blocks, self.layers, strict=True)
         ]
 
@@ -252,7 +255,7 @@ class Decoder(nn.Module):
             raise AblateError(f"tokens have shape {list(tokens.shape)}: expected [batch, at least one token]")
         before = 0
         if cache is not None:
-            before = cache.filled
+            before = 0 if cache.span is not None else cache.filled
             if tokens.shape[0] != cache.batch:
                 raise AblateError(f"{tokens.shape[0]} rows of tokens for a cache of {cache.batch} rows")
         if self.limit is not None and before + tokens.shape[1] > self.limit:

@@ -145,7 +145,7 @@ class SDPA(Kernel):
             band = pattern.band()
             if layout.square and band is not None and band >= keys:
                 return None, True
-            if layout.last and band is not None:
+            if layout.newest and band is not None:
                 return None, False
             bias = torch.zeros((), device=layout.key.device)
         # Added to the scores, in their own precision: SDPA would convert a boolean mask in every layer.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ablate.errors import AblateError
 from ablate.model.registry import Axis
+from ablate.model.slots import Blocks, Ring, Slots
 
 PATTERNS = Axis("model.pattern")
 
@@ -22,8 +23,9 @@ PATTERNS = Axis("model.pattern")
 class Pattern:
     """The contract: `allowed`, elementwise on integer tensors that broadcast, always for key <= query.
 
-    `pairs` and `reach` follow from it by counting; a pattern overrides them only with a closed form. `band` cannot
-    be counted, for it speaks of every length: a pattern that is a band says so, and is then open to quicker kernels.
+    `pairs` and `reach` follow from it by counting; a pattern overrides them only with a closed form. `slots` keeps
+    all keys within `reach`; a pattern that sees only some of them for good says which. `band` cannot be counted, for it
+    speaks of every length: a pattern that is a band says so, and is then open to quicker kernels.
     """
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
@@ -36,6 +38,10 @@ class Pattern:
     def reach(self, length: int) -> int:
         """The most recent keys, the query's own included, that any query below `length` needs."""
         return _count(self, length)[1]
+
+    def slots(self, length: int) -> Slots:
+        """Where a cache keeps the keys of a document of `length` tokens that later queries may see."""
+        return Ring(self.reach(length))
 
     def band(self) -> float | None:
         """w, if every query attends to exactly its last w keys in a document of any length; `inf`: to all."""
@@ -151,6 +157,11 @@ class Fixed(Pattern):
         summary = key % self.block >= self.block - self.summary
         return {"block": block, "summary": summary | (query == key), None: block | summary}[self.part]
 
+    def slots(self, length: int) -> Slots:
+        if self.part == "block":
+            return Ring(min(self.block, length))
+        return Blocks(self.block, self.summary, alone=self.part == "summary")
+
 
 def _at_least_one(option: str, value: int) -> None:
     if value < 1:
@@ -164,8 +175,7 @@ class Layout:
     query, key: in-document indices, `[B or 1, T]` and `[B or 1, S]`; a negative key is an empty slot.
     query_document, key_document: `[B, T]` and `[B, S]`, or None where a row is one document.
     square: the keys are the queries' own tokens, in order, in one document.
-    last: where there is one query a row and every key slot holds one of its latest positions, how many
-        tokens the cache may come to hold; else 0.
+    newest: there is one query a row, and the keys are its own and those just before it, in any order.
     query_position, key_position: what the position component reads, in the shapes of query and key.
     max_documents: no row has more documents; None: unknown.
     """
@@ -175,7 +185,7 @@ class Layout:
     query_document: Tensor | None = None
     key_document: Tensor | None = None
     square: bool = False
-    last: int = 0
+    newest: bool = False
     query_position: Tensor | None = None
     key_position: Tensor | None = None
     max_documents: int | None = None
