@@ -71,6 +71,7 @@ def _steps(model, rows, max_new_tokens, sampling, use_cache, prefill_chunk, seed
     device = model.embedding.weight.device
     generator = torch.Generator(device).manual_seed(seed)
     stopped = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    model.lay_weights()
     with _evaluating(model):
         source = (
             _Cached(model, rows, max_new_tokens, prefill_chunk) if use_cache else _Uncached(model, rows, max_new_tokens)

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ablate.errors import AblateError
-from ablate.model.linear import Linear, joint_linear
+from ablate.model.linear import JointInputs, Linear, joint_linear
 from ablate.model.norm import RMSNorm
 from ablate.model.registry import Axis, check_positive_or_null
 
@@ -15,7 +15,7 @@ Bias = bool | list[str] | None
 QKNorm = Literal["head", "width"] | None
 
 
-class Attention(nn.Module):
+class Attention(JointInputs):
     """`heads` query heads over `kv_heads` shared key and value heads. The last projection is called `out`.
 
     head_dim: width of a head; null: dim / heads.
@@ -24,6 +24,8 @@ class Attention(nn.Module):
     qk_norm: RMSNorm of queries and keys before they are rotated (Henry et al. 2020): of each head (Qwen 3),
         or of all heads together (`width`, OLMo 2).
     """
+
+    inputs = ("query", "key", "value")
 
     def __init__(
         self,
@@ -52,13 +54,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context) -> Tensor:
         """`x`: `[B, T, D]`; `context`: the forward context (masks, rotations, cache) at this layer."""
-        query, key, value = joint_linear(x, [self.query, self.key, self.value])
+        query, key, value = self.project(x)
         if self.qk_norm == "width":
             query, key = self._normed(query, key)
         query, key, value = (t.unflatten(-1, (-1, self.head_dim)) for t in (query, key, value))
         if self.qk_norm == "head":
             query, key = self._normed(query, key)
         return self.out(context.attend(query, key, value).flatten(-2))
+
+    def project_many(self, x: Tensor) -> list[Tensor]:
+        return joint_linear(x, [self.query, self.key, self.value])
 
     def _normed(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         return self.query_norm(query).to(query.dtype), self.key_norm(key).to(key.dtype)

@@ -4,7 +4,7 @@ Rows advance each by its own number of tokens (ragged batches): padding, and tok
 same pass write over, land in one spare place behind the last row.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,16 +35,12 @@ class _Buffer:
     """`[B, G, size, width]`, and the spare place."""
 
     def __init__(self, batch: int, shape: LayerShape, width: int, dtype: torch.dtype, device: torch.device):
-        self._shape = (batch, shape.kv_heads, shape.size, width)
         self._flat = torch.zeros(batch * shape.kv_heads * shape.size + 1, width, dtype=dtype, device=device)
+        self.held = self._flat[:-1].view(batch, shape.kv_heads, shape.size, width)
 
-    @property
-    def held(self) -> Tensor:
-        return self._flat[:-1].view(self._shape)
-
-    def write(self, place: Tensor, new: Tensor) -> None:
+    def write(self, places: Tensor, new: Tensor) -> None:
         """`new` `[B, G, T, width]` to its places `[B * G * T]`."""
-        self._flat.index_copy_(0, place, new.reshape(-1, new.shape[-1]))
+        self._flat.index_copy_(0, places, new.reshape(-1, new.shape[-1]))
 
 
 class Cache:
@@ -73,12 +69,12 @@ class Cache:
         self.length = torch.zeros(batch, dtype=torch.int64, device=device)
         self.filled, self.span = 0, None
         self.ragged = False
-        self._buffers = [tuple(_Buffer(batch, s, s.head_dim, dtype, device) for _ in "kv") for s in shapes]
+        self.buffers = [tuple(_Buffer(batch, s, s.head_dim, dtype, device) for _ in "kv") for s in shapes]
         self._itemsize = dtype.itemsize
-        self._positions = {}
+        self.positions = {}
         if keep_positions:
             one = {s.slots: LayerShape(1, 1, s.slots, s.length) for s in shapes}
-            self._positions = {slots: _Buffer(batch, shape, 1, torch.int64, device) for slots, shape in one.items()}
+            self.positions = {slots: _Buffer(batch, shape, 1, torch.int64, device) for slots, shape in one.items()}
 
     @property
     def nbytes(self) -> int:
@@ -126,36 +122,15 @@ class Pass:
         offset = torch.arange(tokens, device=cache.length.device)
         self.index = cache.length.unsqueeze(1) + offset
         self._length = cache.length + (tokens if valid is None else valid.sum(1))  # of each row after it
-        self._single = cache.span is not None
-        self._first = not self._single and cache.filled == 0
-        self._after = cache.span if self._single else cache.filled + tokens
-        self._slots = {shape.slots: self._slots_for(shape) for shape in cache.shapes}
-        self._places: dict[tuple[Slots, int], Tensor] = {}
+        self._fixed = cache.span is not None
+        self._first = not self._fixed and cache.filled == 0
+        self._after = cache.span if self._fixed else cache.filled + tokens
+        self._parts: dict[LayerShape, _Part] = {}
 
-    def _slots_for(self, shape: LayerShape) -> Tensor:
-        """Where each token is written, `[B, T]`; `shape.size`: nowhere, for it is padding or written over."""
-        slots = shape.slots.slot(self.index)
-        if not self._reads_after_writing(shape.slots):
-            stays = shape.slots.held(self._length, shape.size).gather(1, slots.clamp_max(shape.size - 1))
-            slots = slots.where(stays == self.index, shape.size)
-        return slots if self._valid is None else slots.where(self._valid, shape.size)
-
-    def _reads_after_writing(self, slots: Slots) -> bool:
-        """Whether nothing that this pass needs is written over by its own tokens."""
-        return self._tokens == 1 or slots.used(self._after) == self._after
-
-    def _place(self, shape: LayerShape) -> Tensor:
-        """As `_slots_for`, in the buffer: `[B * G * T]`."""
-        key = shape.slots, shape.kv_heads
-        if key not in self._places:
-            slots = self._slots[shape.slots].unsqueeze(1)
-            rows = self.cache.batch * shape.kv_heads
-            first = torch.arange(0, rows * shape.size, shape.size, device=slots.device)
-            place = first.view(self.cache.batch, -1, 1) + slots
-            if self._valid is not None or not self._reads_after_writing(shape.slots):
-                place = place.where(slots < shape.size, rows * shape.size)
-            self._places[key] = place.flatten()
-        return self._places[key]
+    def _part(self, shape: LayerShape) -> "_Part":
+        if shape not in self._parts:
+            self._parts[shape] = _Part(self, shape)
+        return self._parts[shape]
 
     def layouts(self, positions: Tensor) -> list[Layout]:
         """Where queries and keys lie, layer by layer; `positions` `[B or 1, T]` are the queries'."""
@@ -167,44 +142,72 @@ class Pass:
 
     def _layout(self, shape: LayerShape, positions: Tensor) -> Layout:
         placed = {}
-        if self.cache._positions:
-            one = LayerShape(1, 1, shape.slots, shape.length)
-            key_position = self._extend(self.cache._positions[shape.slots], positions.unsqueeze(-1).unsqueeze(1), one)
+        if self.cache.positions:
+            buffer, one = self.cache.positions[shape.slots], replace(shape, kv_heads=1, head_dim=1)
+            key_position = self._part(one).extend(buffer, positions.view(self.cache.batch, 1, -1, 1))
             placed = {"query_position": positions, "key_position": key_position.flatten(1)}
         if self._first:
             place = torch.arange(self._tokens, device=self.index.device).unsqueeze(0)
             return Layout(place, place, square=True, **placed)
-        used = shape.slots.used(self._after)
-        if used == self._after:
-            key = torch.arange(used, device=self.index.device).unsqueeze(0)
-        elif self._tokens == 1:
-            key = shape.slots.held(self._length, used)
-        else:
-            new = self.index if self._valid is None else self.index.where(self._valid, BEYOND)
-            key = torch.cat((shape.slots.held(self.cache.length, shape.slots.used(self.cache.filled)), new), dim=1)
-        newest = self._tokens == 1 and not self._single and not self.cache.ragged
-        return Layout(self.index, key, newest=newest, **placed)
+        newest = self._tokens == 1 and not self._fixed and not self.cache.ragged
+        return Layout(self.index, self._part(shape).keys(), newest=newest, **placed)
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Adds the pass's keys and values `[B, T, G, d]`; returns all that its queries may see, `[B, S, G, d]`."""
-        shape, buffers = self.cache.shapes[layer], self.cache._buffers[layer]
-        new = (part.detach().transpose(1, 2) for part in (key, value))
-        return tuple(self._extend(b, n, shape).transpose(1, 2) for b, n in zip(buffers, new, strict=True))
-
-    def _extend(self, buffer: _Buffer, new: Tensor, shape: LayerShape) -> Tensor:
-        """Writes `new` `[B, G, T, width]` into its slots; returns what is held and what is new, `[B, G, S, width]`."""
-        everything = new = new.to(buffer.held.dtype)
-        reads_after = self._reads_after_writing(shape.slots)
-        if not self._first and not reads_after:
-            held = buffer.held[:, :, : shape.slots.used(self.cache.filled)]
-            everything = torch.cat((held, new), dim=2)
-        buffer.write(self._place(shape), new)
-        if not self._first and reads_after:
-            everything = buffer.held[:, :, : shape.slots.used(self._after)]
-        return everything
+        part, (keys, values) = self._part(self.cache.shapes[layer]), self.cache.buffers[layer]
+        key, value = part.extend(keys, key.transpose(1, 2)), part.extend(values, value.transpose(1, 2))
+        return key.transpose(1, 2), value.transpose(1, 2)
 
     def close(self) -> None:
         """The cache holds the tokens of the pass from now on."""
         self.cache.length.copy_(self._length)
-        if not self._single:
+        if not self._fixed:
             self.cache.filled += self._tokens
+
+
+class _Part:
+    """What a pass does in all layers of one shape.
+
+    Its keys are its own tokens in the first pass. Later they are what the buffer holds when they are written, or,
+    where they write over what the pass itself still needs, what it held before, and they behind it.
+    """
+
+    def __init__(self, whole: Pass, shape: LayerShape):
+        self._whole, self._slots = whole, shape.slots
+        self._read = self._slots.used(whole._after)
+        self._in_place = whole._tokens == 1 or self._read == whole._after
+        if not self._in_place:
+            self._read = self._slots.used(whole.cache.filled)
+        self._places = self._find_places(shape)
+
+    def _find_places(self, shape: LayerShape) -> Tensor:
+        """Where in the buffer each token is written, `[B * G * T]`."""
+        whole, rows = self._whole, self._whole.cache.batch * shape.kv_heads
+        slots, written = self._slots.slot(whole.index), whole._valid
+        if not self._in_place:
+            held = self._slots.held(whole._length, shape.size).gather(1, slots.clamp_max(shape.size - 1))
+            written = held == whole.index if written is None else written & (held == whole.index)
+        first = torch.arange(0, rows * shape.size, shape.size, device=slots.device).view(-1, shape.kv_heads, 1)
+        places = first + slots.unsqueeze(1)
+        if written is not None:
+            places = places.where(written.unsqueeze(1), rows * shape.size)
+        return places.flatten()
+
+    def keys(self) -> Tensor:
+        """The token of each key, `[B or 1, S]`; negative or beyond all queries: none."""
+        whole = self._whole
+        if self._read == whole._after:
+            return torch.arange(self._read, device=whole.index.device).unsqueeze(0)
+        if self._in_place:
+            return self._slots.held(whole._length, self._read)
+        new = whole.index if whole._valid is None else whole.index.where(whole._valid, BEYOND)
+        return torch.cat((self._slots.held(whole.cache.length, self._read), new), dim=1)
+
+    def extend(self, buffer: _Buffer, new: Tensor) -> Tensor:
+        """Writes `new` `[B, G, T, width]`; returns all keys (or values), `[B, G, S, width]`."""
+        new, first = new.detach().to(buffer.held.dtype), self._whole._first
+        everything = new
+        if not first and not self._in_place:
+            everything = torch.cat((buffer.held[:, :, : self._read], new), dim=2)
+        buffer.write(self._places, new)
+        return buffer.held[:, :, : self._read] if self._in_place and not first else everything

@@ -11,7 +11,7 @@ from ablate.model.cache import Cache, LayerShape, Pass
 from ablate.model.config import AXES, DecoderConfig
 from ablate.model.init import initialise
 from ablate.model.kernel import KERNELS, Kernel, Place, Scores, choose_kernel
-from ablate.model.linear import compute_dtype
+from ablate.model.linear import JointInputs, Linear, compute_dtype
 from ablate.model.memory import check_memory
 from ablate.model.pattern import Layout, Pattern, document_runs
 from ablate.model.position import Position
@@ -80,6 +80,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig, seed: int = 0):
         super().__init__()
         self.config = config
+        self._kernels: dict[Place, list[str]] = {}
         specs = config.layers()
         check_memory(config)
         with torch.random.fork_rng(devices=[]):
@@ -116,7 +117,7 @@ class Decoder(nn.Module):
             mask = masks.setdefault(f"{scores.pattern} {known[kind] if position.biased else ''}", len(masks))
             self.layers.append(Layer(known[kind], mask, scores))
         self.final_norm = norm() if self.blocks[-1].final_norm else nn.Identity()
-        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.head = Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.limit = min((p.limit for p in self.positions if p.limit is not None), default=None)
@@ -219,12 +220,20 @@ class Decoder(nn.Module):
         Raises:
             AblateError: the kernel that the configuration names cannot, with the reason.
         """
-        return [choose_kernel(self.config.kernel, layer.scores, place) for layer in self.layers]
+        if place not in self._kernels:  # asked at every step of generation
+            self._kernels[place] = [choose_kernel(self.config.kernel, layer.scores, place) for layer in self.layers]
+        return self._kernels[place]
 
     def after_step(self) -> None:
         """To be called after each step of the optimiser: for parts that adapt by a rule of their own."""
         for block in self.blocks:
             block.ffn.after_step()
+
+    def lay_weights(self) -> None:
+        """Puts weights that are read together side by side in memory; for who is going to generate, and no more."""
+        for module in self.modules():
+            if isinstance(module, JointInputs):
+                module.lay()
 
     def new_cache(self, batch: int, max_length: int) -> Cache:
         """An empty cache for `batch` rows of up to `max_length` tokens, in the model's dtype, on its device."""

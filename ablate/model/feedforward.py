@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablate.errors import AblateError
-from ablate.model.linear import Linear
+from ablate.model.linear import JointInputs, Linear
 from ablate.model.registry import Axis
 
 FFNS = Axis("model.ffn")
@@ -28,7 +28,7 @@ class FeedForward(nn.Module):
         """Called after each step of the optimiser."""
 
 
-class Dense(FeedForward):
+class Dense(FeedForward, JointInputs):
     """out(activation(up(x))) (Vaswani et al. 2017), or with a gate, out(activation(gate(x), up(x))) (Shazeer 2020).
 
     A subclass says which maps read x (`inputs`) and what becomes of them (`activation`, elementwise), no more: it
@@ -63,7 +63,7 @@ class Dense(FeedForward):
         return out(self.activation(*(project(x) for project in inputs)))
 
     def forward(self, x: Tensor, context) -> Tensor:
-        return self.through(x, self.maps())
+        return self.out(self.activation(*self.project(x)))
 
 
 @FFNS.register("relu")

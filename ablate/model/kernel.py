@@ -154,6 +154,8 @@ class SDPA(Kernel):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: tuple[Tensor | None, bool], scores: Scores) -> Tensor:
         bias, causal = mask
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        if q.shape[2] == 1 and not q.requires_grad:
+            return _one_query(q, k, v, bias).transpose(1, 2)
         if _short_low_precision_training(q, k):
             return _grouped(q, k, v, bias, causal).transpose(1, 2)
         out = F.scaled_dot_product_attention(
@@ -179,6 +181,23 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool)
         scores = scores + bias.unflatten(1, (min(groups, bias.shape[1]), -1))
     weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype).view(batch, groups, -1, keys)
     return (weights @ v).view(batch, heads, length, width)
+
+
+def _one_query(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """A decoding step, `[B, H, 1, d]`; torch's kernels are made for many queries."""
+    (batch, heads, _, width), groups = q.shape, k.shape[1]
+    if q.device.type == "cuda" and bias is not None:
+        return _grouped(q, k, v, bias, causal=False)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        # The CPU's kernel takes its time over single rows in low precision. Those that share keys are together.
+        rows = q.reshape(batch, groups, -1, width)
+        if bias is not None:
+            bias = bias.expand(-1, heads, -1, -1).reshape(-1, groups, rows.shape[2], bias.shape[-1])
+        if heads == groups:
+            rows = rows.expand(-1, -1, 2, -1)
+        out = F.scaled_dot_product_attention(rows, k, v, attn_mask=bias)
+        return out[:, :, : heads // groups].reshape(q.shape)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=heads != groups)
 
 
 def check_kernel(name: str) -> None:

@@ -1,8 +1,16 @@
-"""Linear maps, in the form that is quickest to train."""
+"""Linear maps, in the form that is quickest to train and to generate with."""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+_FEW_ROWS = 32  # up to so many a product takes as long as its weights take to be read, more or less
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -12,12 +20,79 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if autocast else x.dtype
 
 
+@dataclass(frozen=True)
+class Joint:
+    """The weights of several linear maps of one input as one matrix, which shares their memory."""
+
+    weight: Tensor
+    bias: Tensor | None
+    widths: list[int]
+
+    @classmethod
+    def of(cls, maps: list[nn.Linear]) -> "Joint":
+        """Moves the parameters side by side; nothing else about them changes."""
+        bias = None if maps[0].bias is None else _side_by_side([m.bias for m in maps])
+        return cls(_side_by_side([m.weight for m in maps]), bias, [m.out_features for m in maps])
+
+    def holds(self, weight: Tensor) -> bool:
+        """Whether `weight`, of the first map, is still here: a parameter may get other memory at any time."""
+        return torch.compiler.is_compiling() or self.weight.data_ptr() == weight.data_ptr()
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        return list(linear(x, self.weight, self.bias).split(self.widths, dim=-1))
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _side_by_side(parts: list[nn.Parameter]) -> Tensor:
+    whole = torch.cat([part.detach() for part in parts])
+    for part, place in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+        part.data = place
+    return whole
+
+
+class JointInputs(nn.Module):
+    """A module with several linear maps of its input: the attributes named in `inputs`.
+
+    A product with few tokens costs what it costs to read its weights, and one large matrix is read quicker than
+    several small ones: who is going to generate calls `lay` first.
+    """
+
+    inputs: tuple[str, ...] = ()
+    joint: Joint | None = None
+
+    def lay(self) -> None:
+        maps = [getattr(self, name) for name in self.inputs]
+        kinds = {(type(m), m.bias is None, m.weight.dtype, m.weight.device) for m in maps}
+        if len(maps) < 2 or len(kinds) > 1 or not isinstance(maps[0], nn.Linear):
+            return
+        if self.joint is None or not self.joint.holds(maps[0].weight):
+            self.joint = Joint.of(maps)
+
+    def project(self, x: Tensor) -> list[Tensor]:
+        """`x` `[..., D]` through each map, `[..., width]`."""
+        if x.shape[:-1].numel() >= x.shape[-1]:
+            return self.project_many(x)
+        joint = self.joint
+        if joint is not None and not torch.is_grad_enabled() and joint.holds(getattr(self, self.inputs[0]).weight):
+            return joint(x)
+        return JointInputs.project_many(self, x)
+
+    def project_many(self, x: Tensor) -> list[Tensor]:
+        """The same where there are more tokens than the input is wide."""
+        return [getattr(self, name)(x) for name in self.inputs]
+
+    def _apply(self, fn, recurse=True):
+        self.joint = None  # or it would keep the memory that the parameters leave
+        return super()._apply(fn, recurse)
+
+
 def joint_linear(x: Tensor, maps: list[nn.Linear]) -> list[Tensor]:
     """Several linear maps of the same `x`, `[..., D] -> [..., width]` each.
 
-    With many tokens they are one matrix product: joining the weights costs less than it saves.
+    For many tokens: they are one matrix product, and joining the weights costs less than it saves.
     """
-    if x.shape[:-1].numel() < x.shape[-1] or len({m.bias is None for m in maps}) > 1:
+    if len({m.bias is None for m in maps}) > 1:
         return [m(x) for m in maps]
     weight = torch.cat([m.weight for m in maps])
     bias = None if maps[0].bias is None else torch.cat([m.bias for m in maps])
@@ -25,7 +100,7 @@ def joint_linear(x: Tensor, maps: list[nn.Linear]) -> list[Tensor]:
 
 
 class Linear(nn.Linear):
-    """torch's, except that it trains in fp32 on a CPU by oneDNN."""
+    """torch's, by the library that is quickest on this CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -33,14 +108,45 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x `[..., D]`, weight `[E, D]`, bias `[E]` -> `[..., E]`."""
-    by_onednn = (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and weight.requires_grad
-        and torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-    )
-    return _onednn_linear(x, weight, bias) if by_onednn else F.linear(x, weight, bias)
+    if x.device.type != "cpu" or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        by_onednn = x.dtype == torch.float32 and weight.requires_grad
+        return _onednn_linear(x, weight, bias) if by_onednn else F.linear(x, weight, bias)
+    rows = x.shape[:-1].numel()
+    if x.dtype == torch.bfloat16 and rows > 2 and not has_bf16_products():
+        return linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+    if x.dtype == torch.float32 and rows <= _FEW_ROWS and _mkl_is_slow():
+        return _by_parts(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def _by_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A batch of products, each with a part of the weight's rows, so that each thread reads one."""
+    parts = math.gcd(torch.get_num_threads(), weight.shape[0])
+    columns = x.reshape(-1, x.shape[-1]).t().expand(parts, -1, -1)
+    y = torch.bmm(weight.view(parts, -1, weight.shape[1]), columns)
+    if y.shape[-1] > 1:
+        y = y.flatten(0, 1).t().contiguous()
+    y = y.view(*x.shape[:-1], -1)
+    return y if bias is None else y + bias
+
+
+@cache
+def has_bf16_products() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware. Where it does not, all but single rows are very slow."""
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+@cache
+def _mkl_is_slow() -> bool:
+    """Whether this is an AMD processor: there MKL, behind F.linear, reads the weights of few rows with one thread."""
+    try:
+        maker = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return torch.backends.mkl.is_available() and "AuthenticAMD" in maker
 
 
 class GroupedLinear(nn.Module):

@@ -37,7 +37,7 @@ class RMSNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if x.device.type == "cpu" and not torch.compiler.is_compiling() and not _inference():
             y = _EagerRMSNorm.apply(x, self.weight, self.eps)
         else:
             y = F.rms_norm(x, self.weight.shape, self.weight, self.eps)
@@ -45,6 +45,10 @@ class RMSNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}"
+
+
+def _inference() -> bool:
+    return not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 class _EagerRMSNorm(torch.autograd.Function):

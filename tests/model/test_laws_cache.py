@@ -6,7 +6,6 @@ from zoo import (
     SCALARS,
     build,
     cycles,
-    hand_reach,
     kernels_here,
     label,
     labels,
@@ -19,6 +18,7 @@ from zoo import (
 )
 
 from ablate.errors import AblateError
+from ablate.model.pattern import PATTERNS
 from ablate.model.position import POSITIONS
 
 CONTEXT = SCALARS["context"]
@@ -166,16 +166,50 @@ def test_all_zero_documents_are_no_padding():
 @pytest.mark.parametrize("attention", nodes("attention"), ids=label)
 @pytest.mark.parametrize("pattern", nodes("pattern"), ids=label)
 def test_cache_bytes_are_counted(pattern, attention):
-    """2 * sum over layers of batch * kv_heads * head_dim * min(max_length, reach) * itemsize."""
+    """2 * sum over layers of batch * kv_heads * head_dim * tokens kept * itemsize."""
     model = build(pattern=pattern, attention=attention, depth=3)
     for batch, max_length in ((1, 1), (3, 4), (2, 5), (1, 32)):
         expected = 0
         for block, layer in zip(model.blocks, model.layers, strict=True):
             keys = block.attention.key.weight.shape[0]  # kv_heads * head_dim
-            reach = min(max_length, hand_reach(visible(layer.pattern, max_length)))
-            expected += 2 * batch * keys * reach * 4
+            expected += 2 * batch * keys * layer.pattern.slots(max_length).used(max_length) * 4
         assert model.new_cache(batch, max_length).nbytes == expected
     assert model.to(torch.bfloat16).new_cache(1, 32).nbytes == expected / 2
+
+
+PARTS = [small("pattern", "strided", part=part) for part in ("local", "stride")]
+PARTS += [small("pattern", "fixed", part=part) for part in ("block", "summary")]
+PARTS += [small("pattern", "fixed", block=block, summary=summary) for block, summary in ((1, 1), (5, 2), (3, 3))]
+PARTS += [small("pattern", "fixed", part="summary", block=3, summary=3)]
+
+
+@pytest.mark.parametrize("node", [*singles("pattern"), *PARTS], ids=label)
+def test_a_layer_keeps_no_more_than_later_queries_see(node):
+    """Counted by a double loop over a text that goes on. In a summary layer one slot is for the query's own key."""
+    pattern, table = PATTERNS.build(node), visible(PATTERNS.build(node), 48)
+    own = 1 if node.get("part") == "summary" else 0
+    for length in range(1, 24):
+        most = max(len(needed(table, now)) for now in range(length))
+        assert pattern.slots(length).used(length) <= most + own, length
+
+
+@pytest.mark.parametrize("node", [*singles("pattern"), *PARTS], ids=label)
+def test_slots_hold_what_they_say(node):
+    """Written token by token, as a cache does; whatever a query may see is in its slot when it comes."""
+    pattern, length = PATTERNS.build(node), 24
+    slots, table = pattern.slots(length), visible(pattern, length)
+    size, written = slots.used(length), {}
+    for token in range(length):
+        written[int(slots.slot(torch.tensor(token)))] = token
+        held = slots.held(torch.tensor([token + 1]), size)[0].tolist()
+        assert {slot: token for slot, token in enumerate(held) if token >= 0} == written
+        assert set(written) == set(range(slots.used(token + 1)))
+        assert needed(table, token) <= set(written.values())
+
+
+def needed(table: list[list[bool]], now: int) -> set[int]:
+    """The keys up to `now` that the query at `now`, or a later one, sees."""
+    return {key for key in range(now + 1) if any(row[key] for row in table[now:])}
 
 
 def test_a_local_layer_keeps_its_window():
