@@ -25,7 +25,7 @@ def main(config: DictConfig) -> None:
         run.model.cuda()
 
     def continuation(prompt):
-        options = {key: config[key] for key in ("max_new_tokens", "use_cache", "prefill_chunk", "seed")}
+        options = {key: config[key] for key in ("max_new_tokens", "use_cache", "prefill_chunk", "compile", "seed")}
         return stream(run.model, run.tokenizer, prompt, sampling=sampling, **options)
 
     sys.stdout.reconfigure(errors="replace")  # a terminal may not know every character

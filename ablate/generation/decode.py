@@ -16,9 +16,13 @@ from torch import Tensor
 from ablate.errors import AblateError
 from ablate.generation.prompts import Batch, check_length, check_prompts
 from ablate.generation.sampling import GREEDY, Sampling, choose
+from ablate.generation.step import Step, compiled, prefill, span_of
 
 if TYPE_CHECKING:
     from ablate.model.decoder import Decoder
+
+
+LOOK_EVERY = 16  # steps on a GPU between two looks at whether all rows have stopped
 
 
 def stream_tokens(
@@ -29,6 +33,7 @@ def stream_tokens(
     sampling: Sampling = GREEDY,
     use_cache: bool = True,
     prefill_chunk: int | None = None,
+    compile: bool = False,
     seed: int = 0,
     stop: int | None = None,
 ) -> Iterator[Tensor]:
@@ -38,21 +43,23 @@ def stream_tokens(
     use_cache: False runs the whole sequence again for every token.
     prefill_chunk: the prompts' pass is cut into passes of so many tokens a row, which bounds the memory of its
         activations; None: one pass.
-    stop: a row that has produced this id repeats it; the stream ends when every row has. Only then
-        does the loop wait for the device.
+    compile: decoding steps by torch.compile, on a GPU the prompts' pass too: quicker, after a first time that takes
+        tens of seconds. The cache is as long as a power of two, so that other prompts find the steps compiled.
+    stop: a row that has produced this id repeats it; the stream ends when every row has. Whether it has is looked up
+        at every step on a CPU, and at every 16th on a GPU, for which the loop never waits otherwise.
 
     The model is in eval mode until the stream ends or is closed, then as it was before.
 
     Raises:
         AblateError: at once, before any step: prompts, lengths or options that the model cannot take.
     """
-    _check_options(model, use_cache, prefill_chunk, seed, stop)
+    _check_options(model, use_cache, prefill_chunk, compile, seed, stop)
     rows = check_prompts(model, prompts)
     check_length(model, rows, max_new_tokens, use_cache)
-    return _steps(model, rows, max_new_tokens, sampling, use_cache, prefill_chunk, seed, stop)
+    return _steps(model, rows, max_new_tokens, sampling, use_cache, prefill_chunk, compile, seed, stop)
 
 
-def _check_options(model, use_cache, prefill_chunk, seed, stop) -> None:
+def _check_options(model, use_cache, prefill_chunk, compile, seed, stop) -> None:
     if not isinstance(use_cache, bool):
         raise AblateError(f"use_cache={use_cache!r}: expected true or false")
     if prefill_chunk is not None:
@@ -60,6 +67,10 @@ def _check_options(model, use_cache, prefill_chunk, seed, stop) -> None:
             raise AblateError(f"prefill_chunk={prefill_chunk!r}: an integer, at least 1 (null: one pass)")
         if not use_cache:
             raise AblateError(f"prefill_chunk={prefill_chunk}: no effect without the cache; leave it out")
+    if not isinstance(compile, bool):
+        raise AblateError(f"compile={compile!r}: expected true or false")
+    if compile and not use_cache:
+        raise AblateError("compile=true: no effect without the cache, where every step has another length; leave it out")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise AblateError(f"seed={seed!r}: an integer, at least 0 and less than 2^63")
     if stop is not None and not 0 <= stop < model.config.vocab_size:
@@ -67,14 +78,16 @@ def _check_options(model, use_cache, prefill_chunk, seed, stop) -> None:
 
 
 @torch.inference_mode()
-def _steps(model, rows, max_new_tokens, sampling, use_cache, prefill_chunk, seed, stop) -> Iterator[Tensor]:
+def _steps(model, rows, max_new_tokens, sampling, use_cache, prefill_chunk, compile, seed, stop) -> Iterator[Tensor]:
     device = model.embedding.weight.device
     generator = torch.Generator(device).manual_seed(seed)
     stopped = torch.zeros(len(rows), dtype=torch.bool, device=device)
     model.lay_weights()
     with _evaluating(model):
         source = (
-            _Cached(model, rows, max_new_tokens, prefill_chunk) if use_cache else _Uncached(model, rows, max_new_tokens)
+            _Cached(model, rows, max_new_tokens, prefill_chunk, compile)
+            if use_cache
+            else _Uncached(model, rows, max_new_tokens)
         )
         seen = None if sampling.repetition_penalty == 1 else source.batch.seen(model.config.vocab_size)
         logits = source.prefill()
@@ -84,7 +97,8 @@ def _steps(model, rows, max_new_tokens, sampling, use_cache, prefill_chunk, seed
                 ids = ids.masked_fill(stopped, stop)
                 stopped = ids == stop
             yield ids
-            if left == 0 or (stop is not None and stopped.all()):
+            look = stop is not None and (device.type == "cpu" or left % LOOK_EVERY == 0)
+            if left == 0 or (look and stopped.all()):
                 return
             if seen is not None:
                 seen.scatter_(1, ids.unsqueeze(1), True)
@@ -94,12 +108,22 @@ def _steps(model, rows, max_new_tokens, sampling, use_cache, prefill_chunk, seed
 class _Cached:
     """Logits `[B, V]` of the next token; each pass runs only the tokens that are new."""
 
-    def __init__(self, model: "Decoder", rows: list[list[int]], max_new_tokens: int, chunk: int | None = None):
+    def __init__(
+        self,
+        model: "Decoder",
+        rows: list[list[int]],
+        max_new_tokens: int,
+        chunk: int | None = None,
+        compile: bool = False,
+    ):
         self.model = model
         self.batch = Batch.of(rows, model.embedding.weight.device)
         self.chunk = chunk or self.batch.longest
         # The last new token is never fed back.
-        self.cache = model.new_cache(len(rows), self.batch.longest + max_new_tokens - 1)
+        tokens = self.batch.longest + max_new_tokens - 1
+        self.cache = model.new_cache(len(rows), span_of(tokens) if compile else tokens)
+        self.step = Step(model, self.cache, compile)
+        self._hidden = compiled(prefill, dynamic=True) if compile and self.cache.length.is_cuda else prefill
 
     def prefill(self) -> Tensor:
         last, starts = self.batch.lengths - 1, range(0, self.batch.longest, self.chunk)
@@ -114,11 +138,8 @@ class _Cached:
         tokens, documents = self.batch.tokens[:, start : start + self.chunk], self.batch.documents
         if documents is not None:
             documents = documents[:, start : start + self.chunk]
-        hidden = self.model.hidden(tokens, documents=documents, cache=self.cache)
+        hidden = self._hidden(self.model, tokens, documents, self.cache)
         return _at(hidden, place.clamp(0, self.chunk - 1))
-
-    def step(self, ids: Tensor) -> Tensor:
-        return self.model(ids.unsqueeze(1), cache=self.cache)[:, 0]
 
 
 class _Uncached:
@@ -173,6 +194,7 @@ def generate_tokens(
     repetition_penalty: float = 1.0,
     use_cache: bool = True,
     prefill_chunk: int | None = None,
+    compile: bool = False,
     seed: int = 0,
     stop: int | None = None,
 ) -> list[list[int]]:
@@ -190,6 +212,7 @@ def generate_tokens(
         sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
         use_cache=use_cache,
         prefill_chunk=prefill_chunk,
+        compile=compile,
         seed=seed,
         stop=stop,
     )

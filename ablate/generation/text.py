@@ -23,6 +23,7 @@ def stream(
     sampling: Sampling = GREEDY,
     use_cache: bool = True,
     prefill_chunk: int | None = None,
+    compile: bool = False,
     seed: int = 0,
 ) -> Iterator[str]:
     """The continuation of `prompt` in pieces of whole characters, up to the end of the document.
@@ -41,6 +42,7 @@ def stream(
         sampling=sampling,
         use_cache=use_cache,
         prefill_chunk=prefill_chunk,
+        compile=compile,
         seed=seed,
         stop=tokenizer.eot,
     )
@@ -60,6 +62,7 @@ def generate(
     repetition_penalty: float = 1.0,
     use_cache: bool = True,
     prefill_chunk: int | None = None,
+    compile: bool = False,
     seed: int = 0,
 ) -> str:
     """The continuation of `prompt` as text, without the prompt: the pieces of `stream`, joined. Greedy by default.
@@ -68,8 +71,18 @@ def generate(
         AblateError: as `stream`, or a sampling option that cannot be.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    options = {"sampling": sampling, "use_cache": use_cache, "prefill_chunk": prefill_chunk, "seed": seed}
-    return "".join(stream(model, tokenizer, prompt, max_new_tokens, **options))
+    pieces = stream(
+        model,
+        tokenizer,
+        prompt,
+        max_new_tokens,
+        sampling=sampling,
+        use_cache=use_cache,
+        prefill_chunk=prefill_chunk,
+        compile=compile,
+        seed=seed,
+    )
+    return "".join(pieces)
 
 
 def _encoded(tokenizer: "Tokenizer", prompt: str) -> list[int]:

@@ -35,8 +35,15 @@ class _Buffer:
     """`[B, G, size, width]`, and the spare place."""
 
     def __init__(self, batch: int, shape: LayerShape, width: int, dtype: torch.dtype, device: torch.device):
+        self._shape = (batch, shape.kv_heads, shape.size, width)
         self._flat = torch.zeros(batch * shape.kv_heads * shape.size + 1, width, dtype=dtype, device=device)
-        self.held = self._flat[:-1].view(batch, shape.kv_heads, shape.size, width)
+
+    def held(self) -> Tensor:
+        return self._flat[:-1].view(self._shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._flat.dtype
 
     def write(self, places: Tensor, new: Tensor) -> None:
         """`new` `[B, G, T, width]` to its places `[B * G * T]`."""
@@ -205,9 +212,10 @@ class _Part:
 
     def extend(self, buffer: _Buffer, new: Tensor) -> Tensor:
         """Writes `new` `[B, G, T, width]`; returns all keys (or values), `[B, G, S, width]`."""
-        new, first = new.detach().to(buffer.held.dtype), self._whole._first
-        everything = new
-        if not first and not self._in_place:
-            everything = torch.cat((buffer.held[:, :, : self._read], new), dim=2)
+        new = new.detach().to(buffer.dtype)
+        if not self._in_place and not self._whole._first:
+            everything = torch.cat((buffer.held()[:, :, : self._read], new), dim=2)
+            buffer.write(self._places, new)
+            return everything
         buffer.write(self._places, new)
-        return buffer.held[:, :, : self._read] if self._in_place and not first else everything
+        return new if self._whole._first else buffer.held()[:, :, : self._read]

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -11,6 +10,25 @@ from torch import Tensor, nn
 
 
 _FEW_ROWS = 32  # up to so many a product takes as long as its weights take to be read, more or less
+
+
+def _has_bf16_products() -> bool:
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def _mkl_is_slow() -> bool:
+    try:
+        maker = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return torch.backends.mkl.is_available() and "AuthenticAMD" in maker
+
+
+# Whether this CPU multiplies bf16 matrices in hardware. Where it does not, all but single rows are very slow.
+HAS_BF16_PRODUCTS = _has_bf16_products()
+# Whether MKL is behind F.linear on an AMD processor: it then reads the weights of few rows with one thread.
+MKL_IS_SLOW = _mkl_is_slow()
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -114,39 +132,37 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         by_onednn = x.dtype == torch.float32 and weight.requires_grad
         return _onednn_linear(x, weight, bias) if by_onednn else F.linear(x, weight, bias)
     rows = x.shape[:-1].numel()
-    if x.dtype == torch.bfloat16 and rows > 2 and not has_bf16_products():
+    if x.dtype == torch.bfloat16 and rows > 2 and not HAS_BF16_PRODUCTS:
         return linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
-    if x.dtype == torch.float32 and rows <= _FEW_ROWS and _mkl_is_slow():
+    if x.dtype == torch.float32 and rows <= _FEW_ROWS and MKL_IS_SLOW:
         return _by_parts(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 def _by_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A batch of products, each with a part of the weight's rows, so that each thread reads one."""
-    parts = math.gcd(torch.get_num_threads(), weight.shape[0])
-    columns = x.reshape(-1, x.shape[-1]).t().expand(parts, -1, -1)
-    y = torch.bmm(weight.view(parts, -1, weight.shape[1]), columns)
-    if y.shape[-1] > 1:
-        y = y.flatten(0, 1).t().contiguous()
-    y = y.view(*x.shape[:-1], -1)
+    y = _parts_product(x, weight) if torch.compiler.is_compiling() else _product_by_parts(x, weight)
     return y if bias is None else y + bias
 
 
-@cache
-def has_bf16_products() -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware. Where it does not, all but single rows are very slow."""
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+def _product_by_parts(x: Tensor, weight: Tensor) -> Tensor:
+    """A batch of products, each with a part of the weight's rows, so that each thread reads one."""
+    width = weight.shape[1]
+    parts = weight.view(math.gcd(torch.get_num_threads(), len(weight)), -1, width)
+    if x.numel() == width:
+        return torch.bmm(parts, x.reshape(1, width, 1).expand(len(parts), -1, -1)).view(*x.shape[:-1], -1)
+    columns = x.reshape(-1, width).t().expand(len(parts), -1, -1)
+    return torch.bmm(parts, columns).flatten(0, 1).t().contiguous().view(*x.shape[:-1], -1)
 
 
-@cache
-def _mkl_is_slow() -> bool:
-    """Whether this is an AMD processor: there MKL, behind F.linear, reads the weights of few rows with one thread."""
-    try:
-        maker = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return torch.backends.mkl.is_available() and "AuthenticAMD" in maker
+@torch.library.custom_op("ablate::product_by_parts", mutates_args=())
+def _parts_product(x: Tensor, weight: Tensor) -> Tensor:
+    """The compiler would write loops of its own, which are slower."""
+    return _product_by_parts(x, weight)
+
+
+@_parts_product.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 class GroupedLinear(nn.Module):

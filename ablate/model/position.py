@@ -125,18 +125,21 @@ class Rotary(Position):
         return _frequencies(self.width, self.theta, device)
 
     def rotation(self, positions: Tensor) -> Tensor:
-        """`[B, T] -> [B, T, 1, width / 2, 2]`: cosine and sine of each angle, fp32."""
-        angle = positions.unsqueeze(-1) * self.frequencies(positions.device)
-        return torch.stack((angle.cos(), angle.sin()), dim=-1).unsqueeze(2)
+        """Cosine and sine of each angle, fp32: `[B, T] -> [B, T, 1, width / 2]`, complex; where a compiler is to fuse
+        them, `[B, T, 1, width / 2, 2]`, for it does not know complex numbers."""
+        angle = (positions.unsqueeze(-1) * self.frequencies(positions.device)).unsqueeze(2)
+        if torch.compiler.is_compiling():
+            return torch.stack((angle.cos(), angle.sin()), dim=-1)
+        return torch.polar(torch.ones_like(angle), angle)
 
     def rotate(self, x: Tensor, rotation: Tensor) -> Tensor:
         turned = x if self.width == self.head_dim else x[..., : self.width]
         pairs = turned.float().unflatten(-1, (-1, 2))
-        if torch.compiler.is_compiling():  # the compiler fuses this form; it does not know complex numbers
+        if rotation.is_complex():
+            rotated = torch.view_as_real(torch.view_as_complex(pairs) * rotation)
+        else:
             (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
             rotated = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
-        else:
-            rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
         rotated = rotated.flatten(-2).to(x.dtype)
         return rotated if turned is x else torch.cat((rotated, x[..., self.width :]), dim=-1)
 

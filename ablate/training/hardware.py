@@ -7,7 +7,7 @@ import torch
 
 from ablate.errors import AblateError
 from ablate.model.kernel import Place
-from ablate.model.linear import has_bf16_products
+from ablate.model.linear import HAS_BF16_PRODUCTS
 
 # Dense bf16 FLOP/s of the makers' data sheets; other devices are measured.
 _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
@@ -31,7 +31,7 @@ def has_bf16(accelerator: str) -> bool:
     """Whether bf16 matrix products run in hardware."""
     if accelerator == "gpu":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return has_bf16_products()
+    return HAS_BF16_PRODUCTS
 
 
 def training_place(accelerator: str, precision: str) -> Place:
