@@ -70,7 +70,9 @@ def _check_options(model, use_cache, prefill_chunk, compile, seed, stop) -> None
     if not isinstance(compile, bool):
         raise AblateError(f"compile={compile!r}: expected true or false")
     if compile and not use_cache:
-        raise AblateError("compile=true: no effect without the cache, where every step has another length; leave it out")
+        raise AblateError(
+            "compile=true: no effect without the cache, where every step has another length; leave it out"
+        )
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise AblateError(f"seed={seed!r}: an integer, at least 0 and less than 2^63")
     if stop is not None and not 0 <= stop < model.config.vocab_size:

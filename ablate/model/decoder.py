@@ -246,9 +246,7 @@ class Decoder(nn.Module):
     def cache_shapes(self, max_length: int) -> list[LayerShape]:
         """What each layer keeps of `max_length` tokens: what its pattern can still see."""
         return [
-            LayerShape(
-                block.attention.kv_heads, block.attention.head_dim, layer.pattern.slots(max_length), max_length
-            )
+            LayerShape(block.attention.kv_heads, block.attention.head_dim, layer.pattern.slots(max_length), max_length)
             for block, layer in zip(self.blocks, self.layers, strict=True)
         ]
 

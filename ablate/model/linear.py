@@ -225,8 +225,17 @@ _onednn_linear.register_autograd(_gradients, setup_context=_keep)
 @torch.library.custom_op("ablate::grouped", mutates_args=())
 def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """x `[R, in]`, weight `[E, out, in]` -> `[R, out]`, group by group: for any dtype and size, compiled or not."""
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return _chosen_of_all(x, weight, ends)
     parts = zip(_parts(x, ends), weight, strict=True)
     return torch.cat([part @ matrix.t() for part, matrix in parts])
+
+
+def _chosen_of_all(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """The same, with every row through every map: for the few rows of a decoding step, whose graph may not wait."""
+    row = torch.arange(len(x), device=x.device)
+    group = torch.searchsorted(ends, row, right=True)
+    return (x @ weight.transpose(1, 2))[group, row]
 
 
 @torch.library.custom_op("ablate::grouped_outer", mutates_args=())

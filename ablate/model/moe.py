@@ -167,7 +167,10 @@ class MixtureOfExperts(FeedForward):
     def _one(self, x: Tensor, weights: tuple[tuple[Tensor, Tensor | None], ...]) -> Tensor:
         if len(x) < _LEAST_ROWS:
             return self._one(F.pad(x, (0, 0, 0, _LEAST_ROWS - len(x))), weights)[: len(x)]
-        return self.experts.through(x, [partial(linear, weight=weight, bias=bias) for weight, bias in weights])
+        product = (
+            linear if torch.is_grad_enabled() else F.linear
+        )  # ours has another way for few rows, and another order
+        return self.experts.through(x, [partial(product, weight=weight, bias=bias) for weight, bias in weights])
 
     # --- what it leaves beside -----------------------------------------------------------------------
 
