@@ -37,7 +37,7 @@ class Arm:
             return cls(label, folder, folder)
         page = Path(config.out or hydra.sweep.dir)
         name = re.sub(r"[^A-Za-z0-9._=+-]+", "_", label)[:100]
-        if name != label.replace(" ", "_"):
+        if name != label.replace(" ", "_") or config.run is not None:
             name += f"_{hydra.job.num}"  # what was left out may be all that tells it from another
         return cls(label, page / name, page)
 

@@ -46,6 +46,7 @@ def run_generation(config: DictConfig, hydra: HydraConf, words: list[str]) -> No
     options, arm = Options.of(config), Arm.of(config, hydra, words)
     load_plugins(config.plugins)
     model = _model(config, options, list(hydra.overrides.task))
+    model.kernels(KernelPlace(options.device.type, options.dtype, gradient=False))  # one named may not be able
     arm.make_folder()
     terminal = console()
     terminal.print(f"{arm.label}: {_where(options)}", markup=False, highlight=False)
@@ -54,7 +55,6 @@ def run_generation(config: DictConfig, hydra: HydraConf, words: list[str]) -> No
         peer = _placed(llama_with_weights_of(model), options)
         ways += peer_ways(peer, options.compile)
     model = _placed(model, options)
-    model.kernels(KernelPlace(options.device.type, options.dtype, gradient=False))
     before = measure_limits(options.device, options.dtype)
 
     def prompts(place):
