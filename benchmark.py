@@ -1,7 +1,9 @@
-"""Speed, measured: python benchmark.py task=training peers=true"""
+"""Speed, measured: python benchmark.py run=runs/... or task=training"""
 
+import sys
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ablate.cli import entry_point
@@ -9,9 +11,12 @@ from ablate.cli import entry_point
 
 @entry_point("benchmark")
 def main(config: DictConfig) -> None:
-    from ablate.benchmark.report import run_training
+    from ablate.benchmark.report import run_generation, run_training
 
-    run_training(config, Path(config.out))
+    if config.task == "training":
+        run_training(config, Path(config.out))
+    else:
+        run_generation(config, HydraConfig.get(), sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -27,34 +27,37 @@ class Budget:
 
 def budget(model: Decoder) -> Budget:
     """Counts `model` from a twin on the meta device: nothing is computed, nothing is guessed."""
-    with torch.device("meta"):
-        twin = Decoder(dataclasses.replace(model.config, kernel="reference"))
+    twin = meta_twin(model)
     counts = {name: p.numel() for name, p in twin.named_parameters()}
     total = sum(counts.values())
     embedding = sum(n for name, n in counts.items() if name.split(".")[0] in ("embedding", "head", "positions"))
-    flops = _token_flops(twin) + _attention_flops(twin)
-    itemsize = model.embedding.weight.element_size()
-    kv_bytes = sum(2 * shape.kv_heads * shape.head_dim * itemsize for shape in twin.cache_shapes(1))
+    context = twin.config.context
+    flops = matrix_flops(twin) + attention_flops(twin, context) / context
     active = total - sum(block.ffn.idle_parameters() for block in twin.blocks)
-    return Budget(total, active, total - embedding, flops, 3 * flops, kv_bytes)
+    return Budget(total, active, total - embedding, flops, 3 * flops, model.cache_bytes(1))
 
 
-def _token_flops(twin: Decoder) -> int:
+def meta_twin(model: Decoder) -> Decoder:
+    """The same model without weights, on the meta device, where FLOPs are counted without being computed."""
+    with torch.device("meta"):
+        return Decoder(dataclasses.replace(model.config, kernel="reference"))
+
+
+def matrix_flops(twin: Decoder) -> int:
     """FLOPs of every matrix product that one token passes through, attention's own two left out."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(torch.zeros(1, 1, dtype=torch.int64, device="meta"))
     return counter.get_total_flops() - sum(_pair_flops(twin, block) for block in twin.blocks)
 
 
-def _attention_flops(twin: Decoder) -> float:
-    """FLOPs per token of scores and weighted values, over exactly the pairs that each pattern allows."""
-    context = twin.config.context
+def attention_flops(model: Decoder, length: int) -> int:
+    """FLOPs of scores and weighted values in a text of `length` tokens, over exactly the pairs each pattern allows."""
     return sum(
-        _pair_flops(twin, block) * layer.pattern.pairs(context) / context
-        for block, layer in zip(twin.blocks, twin.layers, strict=True)
+        _pair_flops(model, block) * layer.pattern.pairs(length)
+        for block, layer in zip(model.blocks, model.layers, strict=True)
     )
 
 
-def _pair_flops(twin: Decoder, block: nn.Module) -> int:
+def _pair_flops(model: Decoder, block: nn.Module) -> int:
     """FLOPs of one query meeting one key, in all heads: a score, and a weighted value."""
-    return 4 * twin.config.heads * block.attention.head_dim
+    return 4 * model.config.heads * block.attention.head_dim

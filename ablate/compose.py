@@ -90,6 +90,8 @@ def _unknown_key(key: str, cause: BaseException | None, text: str) -> str:
         return f"{key}: no such key{did_you_mean(cause.key, map(str, cause.parent_node))}{more}"
     if "/" in key or "No match in the defaults list" in text:
         groups = [os.path.relpath(root, config_dir()) for root, _, _ in os.walk(config_dir())][1:]
+        if key in groups:
+            return f"{key}: a config group that this command, or this task, does not read; leave it out"
         nearest = difflib.get_close_matches(key, groups, n=1, cutoff=0.5)
         return f"{key}: no such config group" + (f"; did you mean '{nearest[0]}'?" if nearest else "")
     return re.sub(r"\s+", " ", text).strip()

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
 from ablate.accounting import budget
+from ablate.benchmark.rounds import name_of_round, take_turns
 from ablate.model.config import DecoderConfig
 from ablate.model.decoder import Decoder
 from ablate.training.callbacks import StopOnDivergence, Throughput
@@ -127,13 +128,13 @@ class _Stopwatch(Callback):
 
 def compare(contestants: list[Contestant], rounds: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Runs all in turn: one untimed round (compilation, caches), then `rounds` timed ones."""
-    seconds: list[list[float]] = [[] for _ in contestants]
-    for number in range(rounds + 1):
-        say(f"round {number}/{rounds}" if number else "warming up")
-        for contestant, times in zip(contestants, seconds, strict=True):
-            measured = contestant.round()
-            if number:
-                times.append(statistics.median(measured))
+
+    def announce(number: int, turn: int) -> None:
+        if turn == 0:
+            say(name_of_round(number, rounds))
+
+    measured = take_turns([c.round for c in contestants], rounds, announce)
+    seconds = [[statistics.median(steps) for steps in of_one] for of_one in measured]
     return [
         {
             "name": c.name,

@@ -98,8 +98,7 @@ def _check_memory(model: "Decoder", rows: int, tokens: int, use_cache: bool) -> 
     there = torch.cuda.get_device_properties(weight.device).total_memory if cuda else machine_memory()
     needed = 8 * rows * tokens  # of their ids
     if use_cache and needed <= there:
-        width = sum(2 * shape.kv_heads * shape.head_dim * shape.size for shape in model.cache_shapes(tokens))
-        needed = rows * width * weight.element_size()
+        needed = rows * model.cache_bytes(tokens)
     if needed > there:
         raise AblateError(
             f"max_new_tokens: {rows} x {tokens:,} tokens take {needed / 2**30:,.0f} GiB, and there are "

@@ -47,11 +47,11 @@ def measure_generation(
             "of the model's context: shorten the prompt or lower new_tokens"
         )
     for use_cache in (True, False):
-        _seconds(model, row, min(WARM_UP, new_tokens), use_cache)
+        time_greedy(model, [row], min(WARM_UP, new_tokens), use_cache)
     cached, uncached = [], []
     for _ in range(rounds):
-        cached.append(_seconds(model, row, new_tokens, use_cache=True))
-        uncached.append(_seconds(model, row, new_tokens, use_cache=False))
+        cached.append(time_greedy(model, [row], new_tokens, use_cache=True))
+        uncached.append(time_greedy(model, [row], new_tokens, use_cache=False))
     first, fast = (statistics.median(times) for times in zip(*cached, strict=True))
     slow = statistics.median(total for _, total in uncached)
     return {
@@ -59,28 +59,34 @@ def measure_generation(
         "uncached_tokens_per_s": new_tokens / slow,
         "speedup": slow / fast,
         "cached_first_token_s": first,
-        "cache_bytes": model.new_cache(1, len(row) + new_tokens - 1).nbytes,
+        "cache_bytes": model.cache_bytes(total - 1),
         "prompt_tokens": len(row),
         "new_tokens": new_tokens,
     }
 
 
-def _seconds(model: "Decoder", row: list[int], new_tokens: int, use_cache: bool) -> tuple[float, float]:
-    """Seconds to the first new token, and to the last."""
+def time_greedy(
+    model: "Decoder", rows: list[list[int]], new_tokens: int, use_cache: bool, compile: bool = False
+) -> tuple[float, float]:
+    """Seconds from the prompts' token ids to the first new token, and to the last.
+
+    The device is waited for after the first token and at the end, not step by step.
+    """
     device = model.embedding.weight.device
-    _wait(device)
+    options = {"compile": True} if compile else {}
+    wait(device)
     start = time.perf_counter()
-    steps = stream_tokens(model, [row], new_tokens, sampling=GREEDY, use_cache=use_cache)
+    steps = stream_tokens(model, rows, new_tokens, sampling=GREEDY, use_cache=use_cache, **options)
     next(steps)
-    _wait(device)
+    wait(device)
     first = time.perf_counter() - start
     for _ in steps:
         pass
-    _wait(device)
+    wait(device)
     return first, time.perf_counter() - start
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
     """Until the device has done all that it was given."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

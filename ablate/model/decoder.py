@@ -250,6 +250,11 @@ class Decoder(nn.Module):
             for block, layer in zip(self.blocks, self.layers, strict=True)
         ]
 
+    def cache_bytes(self, length: int) -> int:
+        """Bytes of the keys and values that a row of `length` tokens keeps, in the model's dtype."""
+        values = sum(2 * shape.kv_heads * shape.head_dim * shape.size for shape in self.cache_shapes(length))
+        return values * self.embedding.weight.element_size()
+
     def _rows(self, tokens: Tensor, documents: Tensor | None, max_documents: int | None) -> tuple[Tensor, Layout]:
         if documents is None:
             index = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)

@@ -20,8 +20,8 @@ class FeedForward(nn.Module):
         """`x`: `[B, T, D]`; `context`: the forward context, which takes auxiliary losses; None takes none."""
         raise NotImplementedError
 
-    def idle_parameters(self) -> int:
-        """How many parameters a token does not pass through."""
+    def idle_parameters(self, tokens: int = 1) -> int:
+        """How many parameters none of `tokens` tokens passes through, though each may take a way of its own."""
         return 0
 
     def after_step(self) -> None:

@@ -191,9 +191,10 @@ class MixtureOfExperts(FeedForward):
         context.note("router_dropped", (weight * dropped).sum())
         context.note("router_experts", routing.experts.view(*shape, -1))
 
-    def idle_parameters(self) -> int:
+    def idle_parameters(self, tokens: int = 1) -> int:
         count, experts = self.router.out_features, self.experts.maps()
-        return sum(p.numel() // count for maps in experts for p in maps.parameters()) * (count - self.top_k)
+        of_one = sum(p.numel() // count for maps in experts for p in maps.parameters())
+        return of_one * max(0, count - tokens * self.top_k)
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -33,11 +33,11 @@ class Pattern:
 
     def pairs(self, length: int) -> int:
         """How many (query, key) pairs a document of `length` tokens has, causality included."""
-        return _count(self, length)[0]
+        return _counted(self, length)[0]
 
     def reach(self, length: int) -> int:
         """The most recent keys, the query's own included, that any query below `length` needs."""
-        return _count(self, length)[1]
+        return _counted(self, length)[1]
 
     def slots(self, length: int) -> Slots:
         """Where a cache keeps the keys of a document of `length` tokens that later queries may see."""
@@ -48,16 +48,22 @@ class Pattern:
         return None
 
 
-@lru_cache(maxsize=256)
-def _count(pattern: Pattern, length: int) -> tuple[int, int]:
-    pairs, reach = 0, 0
-    key = torch.arange(length)
-    for query in torch.arange(length).split(1024):
+def _counted(pattern: Pattern, length: int) -> tuple[int, int]:
+    pairs, reach = _counts(pattern, 1 << (length - 1).bit_length())
+    return pairs[length - 1], reach[length - 1]
+
+
+@lru_cache(maxsize=64)
+def _counts(pattern: Pattern, size: int) -> tuple[list[int], list[int]]:
+    """Pairs and reach of every length up to `size`: one table serves a text that grows token by token."""
+    keys, reach = [], []
+    key = torch.arange(size)
+    for query in torch.arange(size).split(1024):
         distance = query.unsqueeze(1) - key
         allowed = (distance >= 0) & pattern.allowed(query.unsqueeze(1), key)
-        pairs += int(allowed.sum())
-        reach = max(reach, int((distance * allowed).max()) + 1)
-    return pairs, reach
+        keys.append(allowed.sum(1))
+        reach.append((distance * allowed).amax(1) + 1)
+    return torch.cat(keys).cumsum(0).tolist(), torch.cat(reach).cummax(0).values.tolist()
 
 
 @PATTERNS.register("full")

@@ -13,17 +13,17 @@ from ablate.model.linear import HAS_BF16_PRODUCTS
 _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
 
-def resolve_accelerator(name: str) -> str:
-    """`cpu` or `gpu` for `trainer.accelerator`; `auto` takes a GPU where there is one.
+def resolve_accelerator(name: str, key: str = "trainer.accelerator") -> str:
+    """`cpu` or `gpu` for the option `key`; `auto` takes a GPU where there is one.
 
     Raises:
         AblateError: a GPU that is not there.
     """
     found = torch.cuda.is_available()
     if name in ("gpu", "cuda") and not found:
-        raise AblateError(f"trainer.accelerator={name}: torch sees no CUDA device here; use trainer.accelerator=cpu")
+        raise AblateError(f"{key}={name}: torch sees no CUDA device here; use {key}=cpu")
     if name not in ("auto", "cpu", "gpu", "cuda"):
-        raise AblateError(f"trainer.accelerator={name}: choose one of auto, cpu, gpu")
+        raise AblateError(f"{key}={name}: choose one of auto, cpu, gpu")
     return "gpu" if found and name != "cpu" else "cpu"
 
 
@@ -41,12 +41,17 @@ def training_place(accelerator: str, precision: str) -> Place:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of matrix products: the data sheet's for a known GPU in bf16, else measured (0.1 s)."""
+    """FLOP/s of matrix products: the data sheet's for a known GPU in bf16, else measured."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         for known, rate in _PEAKS.items():
             if known in name:
                 return rate
+    return measured_flops(device, dtype)
+
+
+def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product, here and now: the best of a few (0.1 s)."""
     size = 1024 if device.type == "cpu" else 8192
     a = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")

@@ -528,7 +528,7 @@ def test_the_benchmark_compares_with_transformers(command, tmp_path):
 
 
 def test_the_benchmark_refuses_another_task(command, tmp_path):
-    assert_refused(command("benchmark.py", "task=trainin", f"out={tmp_path}"), "task=trainin", "training")
+    assert_refused(command("benchmark.py", "task=trainin", f"out={tmp_path}"), "task", "trainin", "'training'")
 
 
 @pytest.mark.parametrize("debug", ["default", "fdr", "overfit"])

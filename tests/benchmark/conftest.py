@@ -1,0 +1,27 @@
+import pytest
+import torch
+from training.harness import Commands
+
+from ablate.benchmark import limits
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny models are fastest, and the same from run to run, on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def small_probes(monkeypatch):
+    """The machine's rates are measured, on little: it takes a moment, and the figures are of no use."""
+    monkeypatch.setattr(limits, "BUFFER", {"cpu": 2**20, "cuda": 2**20})
+    monkeypatch.setattr(limits, "measured_flops", lambda device, dtype: 1e11)
+
+
+@pytest.fixture
+def command(monkeypatch, capfd) -> Commands:
+    """command("benchmark.py", "model.dim=32") -> status, out, err"""
+    return Commands(monkeypatch, capfd)
