@@ -40,12 +40,16 @@ format: .venv/.dev  ## mend style and formatting where ruff can
 docs: .venv/.base  ## write the generated parts of docs/ anew
 	PYTHONPATH=. .venv/bin/python docs/generate.py
 
-gpu:  ## on a CUDA machine: GPU tests and training speed, as JSON in OUT=results/gpu; installs nothing
+gpu:  ## on a CUDA machine: GPU tests, speed of training and generation, into OUT=results/gpu; installs nothing
 	@$(GPU_PYTHON) -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null \
 		|| { echo "make gpu: $(GPU_PYTHON) sees no CUDA device (torch.cuda.is_available() is not true)"; exit 1; }
 	@mkdir -p '$(OUT)'; status=0; set -x; \
 	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu -q || status=1; \
 	PYTHONPATH=. $(GPU_PYTHON) benchmark.py task=training out='$(OUT)' || status=1; \
+	for model in llama3_1b phi3_mini; do for compile in false true; do \
+		PYTHONPATH=. $(GPU_PYTHON) benchmark.py model=$$model compile=$$compile new_tokens=[100,480] batch=1 rounds=3 \
+			out='$(OUT)'/$${model}_compile_$$compile || status=1; \
+	done; done; \
 	exit $$status
 
 # A stamp is written when its install is complete, so an interrupted one is done again.

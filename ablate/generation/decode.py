@@ -7,7 +7,7 @@ Without the cache every step runs the whole sequence again: slow, and the judge 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from ablate.errors import AblateError
 from ablate.generation.prompts import Batch, check_length, check_prompts
 from ablate.generation.sampling import GREEDY, Sampling, choose
-from ablate.generation.step import Step, compiled, prefill, span_of
+from ablate.generation.step import Step, compiled, prefill, steps
 
 if TYPE_CHECKING:
     from ablate.model.decoder import Decoder
@@ -85,12 +85,15 @@ def _steps(model, rows, max_new_tokens, sampling, use_cache, prefill_chunk, comp
     generator = torch.Generator(device).manual_seed(seed)
     stopped = torch.zeros(len(rows), dtype=torch.bool, device=device)
     model.lay_weights()
-    with _evaluating(model):
-        source = (
-            _Cached(model, rows, max_new_tokens, prefill_chunk, compile)
-            if use_cache
-            else _Uncached(model, rows, max_new_tokens)
-        )
+    with ExitStack() as ends:
+        ends.enter_context(_evaluating(model))
+        if use_cache:
+            # The last new token is never fed back.
+            tokens = max(map(len, rows)) + max_new_tokens - 1
+            step = ends.enter_context(steps(model, len(rows), tokens, compile))
+            source = _Cached(model, rows, step, prefill_chunk, compile)
+        else:
+            source = _Uncached(model, rows, max_new_tokens)
         seen = None if sampling.repetition_penalty == 1 else source.batch.seen(model.config.vocab_size)
         logits = source.prefill()
         for left in reversed(range(max_new_tokens)):
@@ -111,21 +114,12 @@ class _Cached:
     """Logits `[B, V]` of the next token; each pass runs only the tokens that are new."""
 
     def __init__(
-        self,
-        model: "Decoder",
-        rows: list[list[int]],
-        max_new_tokens: int,
-        chunk: int | None = None,
-        compile: bool = False,
+        self, model: "Decoder", rows: list[list[int]], step: Step, chunk: int | None = None, compile: bool = False
     ):
-        self.model = model
+        self.model, self.step = model, step
         self.batch = Batch.of(rows, model.embedding.weight.device)
         self.chunk = chunk or self.batch.longest
-        # The last new token is never fed back.
-        tokens = self.batch.longest + max_new_tokens - 1
-        self.cache = model.new_cache(len(rows), span_of(tokens) if compile else tokens)
-        self.step = Step(model, self.cache, compile)
-        self._hidden = compiled(prefill, dynamic=True) if compile and self.cache.length.is_cuda else prefill
+        self._hidden = compiled(prefill, dynamic=True) if compile and self.batch.tokens.is_cuda else prefill
 
     def prefill(self) -> Tensor:
         last, starts = self.batch.lengths - 1, range(0, self.batch.longest, self.chunk)
@@ -140,7 +134,7 @@ class _Cached:
         tokens, documents = self.batch.tokens[:, start : start + self.chunk], self.batch.documents
         if documents is not None:
             documents = documents[:, start : start + self.chunk]
-        hidden = self._hidden(self.model, tokens, documents, self.cache)
+        hidden = self._hidden(self.model, tokens, documents, self.step.cache)
         return _at(hidden, place.clamp(0, self.chunk - 1))
 
 
@@ -207,7 +201,7 @@ def generate_tokens(
     Raises:
         AblateError: prompts, lengths or an option that cannot be.
     """
-    steps = stream_tokens(
+    stream = stream_tokens(
         model,
         prompts,
         max_new_tokens,
@@ -218,5 +212,5 @@ def generate_tokens(
         seed=seed,
         stop=stop,
     )
-    rows = torch.stack(list(steps), dim=1).tolist()
+    rows = torch.stack(list(stream), dim=1).tolist()
     return [row[: row.index(stop)] if stop in row else row for row in rows]

@@ -74,8 +74,7 @@ class Cache:
     ):
         self.shapes, self.batch, self.max_length = shapes, batch, max_length
         self.length = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.filled, self.span = 0, None
-        self.ragged = False
+        self.clear()
         self.buffers = [tuple(_Buffer(batch, s, s.head_dim, dtype, device) for _ in "kv") for s in shapes]
         self._itemsize = dtype.itemsize
         self.positions = {}
@@ -87,6 +86,12 @@ class Cache:
     def nbytes(self) -> int:
         """Bytes of the slots for keys and values."""
         return sum(2 * self.batch * s.size * s.kv_heads * s.head_dim * self._itemsize for s in self.shapes)
+
+    def clear(self) -> None:
+        """Forgets all tokens."""
+        self.length.zero_()
+        self.filled, self.span = 0, None
+        self.ragged = False
 
     def begin(self, tokens: int, documents: Tensor | None) -> "Pass":
         """Opens a forward pass of `tokens` tokens a row; `documents` `[B, T]` marks padding by -1.

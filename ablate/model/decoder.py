@@ -220,9 +220,12 @@ class Decoder(nn.Module):
         Raises:
             AblateError: the kernel that the configuration names cannot, with the reason.
         """
-        if place not in self._kernels:  # asked at every step of generation
-            self._kernels[place] = [choose_kernel(self.config.kernel, layer.scores, place) for layer in self.layers]
-        return self._kernels[place]
+        if place in self._kernels:  # asked at every step of generation
+            return self._kernels[place]
+        names = [choose_kernel(self.config.kernel, layer.scores, place) for layer in self.layers]
+        if not torch.compiler.is_compiling():
+            self._kernels[place] = names
+        return names
 
     def after_step(self) -> None:
         """To be called after each step of the optimiser: for parts that adapt by a rule of their own."""

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 _FEW_ROWS = 32  # up to so many a product takes as long as its weights take to be read, more or less
 
 
@@ -140,29 +139,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _by_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    y = _parts_product(x, weight) if torch.compiler.is_compiling() else _product_by_parts(x, weight)
+    """A batch of products, each with a part of the weight's rows, so that each thread reads one."""
+    parts = weight.view(math.gcd(_threads(), len(weight)), -1, weight.shape[1])
+    # As columns of a transposed matrix, also where there is one: a column of its own goes another, slower way.
+    columns = x.reshape(-1, x.shape[-1]).t().expand(len(parts), -1, -1)
+    y = torch.bmm(parts, columns)
+    if y.shape[-1] > 1:
+        y = y.flatten(0, 1).t().contiguous()
+    y = y.view(*x.shape[:-1], -1)
     return y if bias is None else y + bias
 
 
-def _product_by_parts(x: Tensor, weight: Tensor) -> Tensor:
-    """A batch of products, each with a part of the weight's rows, so that each thread reads one."""
-    width = weight.shape[1]
-    parts = weight.view(math.gcd(torch.get_num_threads(), len(weight)), -1, width)
-    if x.numel() == width:
-        return torch.bmm(parts, x.reshape(1, width, 1).expand(len(parts), -1, -1)).view(*x.shape[:-1], -1)
-    columns = x.reshape(-1, width).t().expand(len(parts), -1, -1)
-    return torch.bmm(parts, columns).flatten(0, 1).t().contiguous().view(*x.shape[:-1], -1)
-
-
-@torch.library.custom_op("ablate::product_by_parts", mutates_args=())
-def _parts_product(x: Tensor, weight: Tensor) -> Tensor:
-    """The compiler would write loops of its own, which are slower."""
-    return _product_by_parts(x, weight)
-
-
-@_parts_product.register_fake
-def _(x: Tensor, weight: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
+@torch.compiler.assume_constant_result
+def _threads() -> int:
+    return torch.get_num_threads()
 
 
 class GroupedLinear(nn.Module):

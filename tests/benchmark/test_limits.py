@@ -14,6 +14,7 @@ from ablate import budget
 from ablate.benchmark import limits
 from ablate.benchmark.limits import Limits, Work, measure_limits, read_bandwidth, weight_bytes
 from ablate.generation.decode import _Cached, _Uncached
+from ablate.generation.step import Step
 from ablate.model import moe
 from ablate.model.cache import LayerShape
 from ablate.model.decoder import Decoder
@@ -89,7 +90,7 @@ def test_a_step_reads_the_slots_of_the_cache_that_are_filled(pattern, seen):
     cache = model.new_cache(2, seen)
     with torch.no_grad():
         model(torch.tensor(prompts(1, seen) * 2), cache=cache)
-    filled = sum(int((buffer[:-1] != 0).sum()) for pair in cache._buffers for buffer in pair)
+    filled = sum(int((buffer.held() != 0).sum()) for pair in cache.buffers for buffer in pair)
     nbytes, _ = Work(model).step(2, seen)
     assert nbytes - weight_bytes(model, 2) == 4 * filled
 
@@ -109,15 +110,16 @@ def test_the_flops_of_a_step_are_those_of_its_products(choice, pattern, monkeypa
     monkeypatch.setattr(moe, "_LEAST_ROWS", 1)  # no padding: what is computed is what is needed
     model, length = built(choice, pattern), 9
     rows, work, seen = prompts(2, length), Work(model), length + 1
-    cached, whole = _Cached(model, rows, 2), _Uncached(model, rows, 2)
+    step = Step(model, model.new_cache(2, seen))
+    cached, whole = _Cached(model, rows, step), _Uncached(model, rows, 2)
     with torch.inference_mode():
         cached.prefill()
-        with FlopCounterMode(display=False) as step:
+        with FlopCounterMode(display=False) as once:
             cached.step(torch.tensor([1, 2]))
         with FlopCounterMode(display=False) as again:
             whole.step(torch.tensor([1, 2]))
     masked = masked_flops(model, length, lambda shape: shape.size)
-    assert work.step(2, seen)[1] == step.get_total_flops() - 2 * masked
+    assert work.step(2, seen)[1] == once.get_total_flops() - 2 * masked
     masked = sum(masked_flops(model, query, lambda shape: seen) for query in range(seen))
     assert work.whole(2, seen)[1] == again.get_total_flops() - 2 * masked
 

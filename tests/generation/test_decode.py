@@ -7,6 +7,7 @@ import torch
 
 from ablate.errors import AblateError, AblateWarning
 from ablate.generation import Sampling, decode, generate_tokens, prompts, stream_tokens
+from ablate.generation.step import Step
 from ablate.model.position import POSITIONS
 
 from .models import CONTEXT, PAIRS, VOCAB, tiny
@@ -23,6 +24,10 @@ def naive(model, prompt: list[int], count: int) -> list[int]:
         for _ in range(count):
             ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
     return ids[len(prompt) :]
+
+
+def cached(model, rows, chunk=None) -> decode._Cached:
+    return decode._Cached(model, rows, Step(model, model.new_cache(len(rows), CONTEXT)), chunk)
 
 
 @pytest.mark.parametrize("choice", PAIRS, ids=lambda choice: "-".join(name for _, name in choice))
@@ -44,7 +49,7 @@ def test_prefill_in_chunks(rows, pattern, chunk):
     """The same logits after the prompts, from passes that are no longer than asked, and in the steps that follow."""
     model, passes = tiny(pattern=pattern), []
     model.blocks[0].register_forward_pre_hook(lambda _, args: passes.append(args[0].shape[1]))
-    whole, parts = decode._Cached(model, rows, 3), decode._Cached(model, rows, 3, chunk)
+    whole, parts = cached(model, rows), cached(model, rows, chunk)
     with torch.no_grad():
         expected = [whole.prefill(), *(whole.step(torch.tensor([5] * len(rows))) for _ in range(2))]
         passes.clear()
@@ -290,12 +295,12 @@ def test_more_learned_positions_than_context():
         generate_tokens(model, [PROMPTS[0]], 21)
 
 
-@pytest.mark.parametrize("source", [decode._Cached, decode._Uncached])
+@pytest.mark.parametrize("source", [cached, lambda model, rows: decode._Uncached(model, rows, 2)])
 def test_every_pass_caps_its_logits(source):
     model = tiny()
     model.config = dataclasses.replace(model.config, logit_softcap=0.5)
     with torch.no_grad():
-        steps = source(model, [PROMPTS[0]], 2)
+        steps = source(model, [PROMPTS[0]])
         found = [steps.prefill(), steps.step(torch.tensor([9]))]
         for logits, ids in zip(found, (PROMPTS[0], [*PROMPTS[0], 9]), strict=True):
             torch.testing.assert_close(logits, model(torch.tensor([ids]))[:, -1], rtol=0, atol=1e-5)

@@ -1,6 +1,8 @@
 """Decoding steps that do the same work each time: compiled, and captured. Graphs have stand-ins on a CPU."""
 
 import contextlib
+import gc
+from itertools import pairwise
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ def short_spans(monkeypatch):
 
 @pytest.fixture
 def uncompiled(monkeypatch, short_spans):
-    monkeypatch.setattr(step, "compiled", lambda function, dynamic: function)
+    monkeypatch.setattr(step, "compiled", lambda function, **options: function)
 
 
 class Graph:
@@ -41,10 +43,10 @@ def graphs(monkeypatch, short_spans):
 
     @contextlib.contextmanager
     def capture(graph):
-        steps = made[-1][1]
-        state = [t.clone() for t in steps.tensors()]
+        one = made[-1][1]
+        state = [t.clone() for t in one.tensors()]
         yield  # a capture runs nothing: what it did to the cache is undone
-        for tensor, before in zip(steps.tensors(), state, strict=True):
+        for tensor, before in zip(one.tensors(), state, strict=True):
             tensor.copy_(before)
 
     class Stream:
@@ -57,19 +59,19 @@ def graphs(monkeypatch, short_spans):
             self._captures = self._fixed = True
 
         def tensors(self):
-            buffers = [b._flat for pair in self._cache.buffers for b in pair]
-            return [self._cache.length, *buffers, *(b._flat for b in self._cache.positions.values())]
+            buffers = [b._flat for pair in self.cache.buffers for b in pair]
+            return [self.cache.length, *buffers, *(b._flat for b in self.cache.positions.values())]
 
         def _capture(self):
             graph = Graph()
             made.append((graph, self))
             monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
             found, graph.logits = super()._capture()
-            span = self._cache.span
+            span = self.cache.span
 
             def again():
-                self._cache.span = span
-                return decode(self._model, self._ids, self._cache)
+                self.cache.span = span
+                return decode(self._model(), self._ids, self.cache)
 
             graph.again = again
             return found, graph.logits
@@ -78,7 +80,8 @@ def graphs(monkeypatch, short_spans):
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda aside: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr("ablate.generation.decode.Step", Captured)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(step, "Step", Captured)
     return made
 
 
@@ -96,8 +99,41 @@ def test_replayed_steps_are_the_uncached_ones(pattern, position, graphs):
     for prompts in (PROMPTS, PROMPTS[:1]):
         expected = generate_tokens(model, prompts, COUNT, use_cache=False)
         graphs.clear()
-        assert generate_tokens(model, prompts, COUNT) == expected
-        assert len(graphs) == 2  # from 9 tokens on: spans 16 and, cut at the cache's length, 23
+        for _ in range(2):  # the second time with the graphs of the first
+            assert generate_tokens(model, prompts, COUNT) == expected
+        assert len(graphs) == 2 + (prompts == PROMPTS[:1])  # spans 16 and 23, and 8 before where 7 tokens are first
+
+
+def test_graphs_are_kept_for_the_weights_that_they_read(graphs):
+    model = tiny()
+    generate_tokens(model, PROMPTS, COUNT)
+    captured = len(graphs)
+    generate_tokens(model, PROMPTS[::-1], COUNT - 1)
+    assert len(graphs) == captured
+    with torch.no_grad():
+        model.final_norm.weight.mul_(2)  # the same memory: seen by the graphs
+    assert generate_tokens(model, PROMPTS, COUNT) == generate_tokens(model, PROMPTS, COUNT, use_cache=False)
+    assert len(graphs) == captured
+    model.final_norm.weight.data = model.final_norm.weight.data * 3  # other memory
+    assert generate_tokens(model, PROMPTS, COUNT) == generate_tokens(model, PROMPTS, COUNT, use_cache=False)
+    assert len(graphs) == 2 * captured
+
+
+def test_two_streams_of_one_model_do_not_meet(graphs):
+    model = tiny()
+    expected = generate_tokens(model, PROMPTS[:1], COUNT)
+    pairs = zip(*(stream_tokens(model, PROMPTS[:1], COUNT) for _ in range(2)), strict=True)
+    assert [int(a) for a, b in pairs if int(a) == int(b)] == expected[0]
+
+
+def test_graphs_go_with_their_model(graphs):
+    model = tiny()
+    generate_tokens(model, PROMPTS, COUNT)
+    assert model in step._kept
+    graphs.clear()
+    del model
+    gc.collect()
+    assert len(step._kept) == 0
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -119,13 +155,13 @@ def test_shapes_change_when_the_span_doubles_and_at_no_other_step(pattern, uncom
             one(torch.tensor([1]))
             shapes.append(tuple(seen))
     bounds = [0, 4, 8, 16, CONTEXT]
-    for first, end in zip(bounds, bounds[1:], strict=False):
+    for first, end in pairwise(bounds):
         assert len(set(shapes[first:end])) == 1
     assert cache.filled == CONTEXT and cache.length.tolist() == [CONTEXT] and cache.span is None
 
 
 def test_spans_double():
-    assert [span_of(n) for n in (1, 512, 513, 1024, 1025, 5000)] == [512, 512, 1024, 1024, 2048, 8192]
+    assert [span_of(n) for n in (1, 256, 257, 512, 513, 5000)] == [256, 256, 512, 512, 1024, 8192]
 
 
 def test_a_step_that_fails_leaves_the_cache_usable(uncompiled):
@@ -165,3 +201,11 @@ def test_compiled_steps_generate_the_same(pattern):
 def test_what_compile_refuses(options, key):
     with pytest.raises(AblateError, match=key):
         stream_tokens(tiny(), [[1]], 4, **options)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_compile_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    torch._dynamo.reset()
+    with pytest.raises(AblateError, match=r"compile=true: torch\.compile fails here"):
+        generate_tokens(tiny(seed=3), [[1]], 4, compile=True)

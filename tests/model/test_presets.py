@@ -14,7 +14,7 @@ from ablate.compose import config_dir
 from ablate.model.loss import next_token_loss
 from ablate.model.position import POSITIONS
 
-FULL_SIZE = ["llama3_8b", "llama3_70b", "llama3_405b"]
+FULL_SIZE = ["llama3_1b", "llama3_8b", "llama3_70b", "llama3_405b", "phi3_mini"]
 PRESETS = sorted({path.stem for path in (Path(config_dir()) / "model").glob("*.yaml")} - {"base", *FULL_SIZE})
 
 
@@ -157,6 +157,7 @@ def sizes(dim: int, depth: int, heads: int, vocab_size: int, context: int, *more
 PUBLISHED = {  # preset, its size, its parameters
     "GPT-2": ("gpt2", sizes(768, 12, 12, 50257, 1024), 124_439_808),
     "GPT-3": ("gpt3", sizes(12288, 96, 96, 50257, 2048), 174_604_259_328),
+    "Llama 3.2 1B": ("llama3_1b", [], 1_235_814_400),
     "Llama 3 8B": ("llama3_8b", [], 8_030_261_248),
     "Llama 3 70B": ("llama3_70b", [], 70_553_706_496),
     "Llama 3 405B": ("llama3_405b", [], 405_853_388_800),
@@ -168,7 +169,7 @@ PUBLISHED = {  # preset, its size, its parameters
         "mixtral", sizes(4096, 32, 32, 32000, 32768, "model.attention.kv_heads=8", "model.ffn.hidden=14336"),
         46_702_792_704,
     ),
-    "Phi-3-mini": ("phi3", sizes(3072, 32, 32, 32064, 4096, "model.ffn.hidden=8192"), 3_821_079_552),
+    "Phi-3-mini": ("phi3_mini", [], 3_821_079_552),
     "Gemma 2 2B": (
         "gemma2",
         sizes(2304, 26, 8, 256000, 8192, "model.attention.kv_heads=4", "model.attention.head_dim=256",
