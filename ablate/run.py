@@ -139,7 +139,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes beside `path`, then renames: a reader, or a kill, never meets half of it."""
-    beside = path.with_name(path.name + ".tmp")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # jobs of a sweep may write one page at a time
     with beside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -10,6 +10,7 @@ import torch
 from ablate.benchmark.limits import Limits, Work
 from ablate.benchmark.rounds import name_of_round, spread, take_turns
 from ablate.generation.speed import time_greedy
+from ablate.generation.step import forget
 from ablate.model.decoder import Decoder
 
 CACHED, UNCACHED = "cached", "uncached"
@@ -36,13 +37,32 @@ class Way:
     seconds: Callable[[list[list[int]], int], tuple[float, float]]
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One greedy generation by the clock; `peak`: bytes on a GPU above what was there before."""
+Seconds = tuple[float, float]
 
-    first: float
-    whole: float
-    peak: int | None
+
+class _Point:
+    """A way at a place; a call times it once. On a GPU the first call, which does not count, looks at memory.
+
+    peak: bytes on the GPU above what was there before, which is the weights.
+    """
+
+    def __init__(self, place: Place, way: Way, prompts: list[list[int]], device: torch.device):
+        self.place, self.way, self._prompts = place, way, prompts
+        self._device = device
+        self.peak: int | None = None
+
+    def __call__(self) -> Seconds:
+        if self._device.type == "cuda" and self.peak is None:
+            return self._watched()
+        return self.way.seconds(self._prompts, self.place.new_tokens)
+
+    def _watched(self) -> Seconds:
+        forget()
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        seconds = self.way.seconds(self._prompts, self.place.new_tokens)
+        self.peak = torch.cuda.max_memory_allocated(self._device) - before
+        return seconds
 
 
 def ours(model: Decoder, compile: bool, uncached: bool) -> list[Way]:
@@ -60,15 +80,16 @@ def measure(
     say: Callable[[str], None],
 ) -> list[Row]:
     """A row for every way at every place: medians over rounds, with their spread. Ways take turns at one place."""
-    points = [(place, way) for place in places for way in ways]
-    contestants = [partial(_sample, way, prompts(place), place.new_tokens, device) for place, way in points]
+    rows = []
+    for place in places:
+        points = [_Point(place, way, prompts(place), device) for way in ways]
 
-    def announce(number: int, turn: int) -> None:
-        place, way = points[turn]
-        say(f"{name_of_round(number, rounds)}: {way.name}, {place}")
+        def announce(number: int, turn: int, points=points) -> None:
+            say(f"{name_of_round(number, rounds)}: {points[turn].way.name}, {points[turn].place}")
 
-    samples = take_turns(contestants, rounds, announce)
-    return [_row(way, place, of_one) for (place, way), of_one in zip(points, samples, strict=True)]
+        samples = take_turns(points, rounds, announce)
+        rows += [_row(point, seconds) for point, seconds in zip(points, samples, strict=True)]
+    return rows
 
 
 def random_prompts(place: Place, vocab_size: int, seed: int) -> list[list[int]]:
@@ -76,27 +97,18 @@ def random_prompts(place: Place, vocab_size: int, seed: int) -> list[list[int]]:
     return torch.randint(vocab_size, (place.batch, place.prompt_tokens), generator=generator).tolist()
 
 
-def _sample(way: Way, prompts: list[list[int]], new_tokens: int, device: torch.device) -> Sample:
-    if device.type != "cuda":
-        return Sample(*way.seconds(prompts, new_tokens), None)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    first, whole = way.seconds(prompts, new_tokens)
-    return Sample(first, whole, torch.cuda.max_memory_allocated(device) - before)
-
-
-def _row(way: Way, place: Place, samples: list[Sample]) -> Row:
+def _row(point: _Point, samples: list[Seconds]) -> Row:
+    place = point.place
     steps = place.new_tokens - 1
-    peaks = [s.peak for s in samples if s.peak is not None]
     return {
-        "way": way.name,
+        "way": point.way.name,
         "batch": place.batch,
         "prompt_tokens": place.prompt_tokens,
         "new_tokens": place.new_tokens,
-        "first_token_s": spread([s.first for s in samples]),
-        "token_s": spread([(s.whole - s.first) / steps for s in samples]) if steps else None,
-        "tokens_per_s": spread([place.batch * place.new_tokens / s.whole for s in samples]),
-        "peak_memory_bytes": max(peaks, default=None),
+        "first_token_s": spread([first for first, _ in samples]),
+        "token_s": spread([(whole - first) / steps for first, whole in samples]) if steps else None,
+        "tokens_per_s": spread([place.batch * place.new_tokens / whole for _, whole in samples]),
+        "peak_memory_bytes": point.peak,
     }
 
 

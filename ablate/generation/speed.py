@@ -73,10 +73,9 @@ def time_greedy(
     The device is waited for after the first token and at the end, not step by step.
     """
     device = model.embedding.weight.device
-    options = {"compile": True} if compile else {}
     wait(device)
     start = time.perf_counter()
-    steps = stream_tokens(model, rows, new_tokens, sampling=GREEDY, use_cache=use_cache, **options)
+    steps = stream_tokens(model, rows, new_tokens, sampling=GREEDY, use_cache=use_cache, compile=compile)
     next(steps)
     wait(device)
     first = time.perf_counter() - start

@@ -58,6 +58,11 @@ def steps(model: "Decoder", batch: int, tokens: int, compile: bool = False) -> I
 _kept: "weakref.WeakKeyDictionary[Decoder, tuple[Any, Step]]" = weakref.WeakKeyDictionary()
 
 
+def forget() -> None:
+    """Frees what is captured, and its caches."""
+    _kept.clear()
+
+
 class Step:
     """Steps of one model with one cache.
 

@@ -44,16 +44,18 @@ class Joint:
     weight: Tensor
     bias: Tensor | None
     widths: list[int]
+    places: list[int]
 
     @classmethod
     def of(cls, maps: list[nn.Linear]) -> "Joint":
         """Moves the parameters side by side; nothing else about them changes."""
+        weight = _side_by_side([m.weight for m in maps])
         bias = None if maps[0].bias is None else _side_by_side([m.bias for m in maps])
-        return cls(_side_by_side([m.weight for m in maps]), bias, [m.out_features for m in maps])
+        return cls(weight, bias, [m.out_features for m in maps], _places(maps))
 
-    def holds(self, weight: Tensor) -> bool:
-        """Whether `weight`, of the first map, is still here: a parameter may get other memory at any time."""
-        return torch.compiler.is_compiling() or self.weight.data_ptr() == weight.data_ptr()
+    def holds(self, maps: list[nn.Linear]) -> bool:
+        """Whether their parameters are still here: one may get other memory at any time."""
+        return torch.compiler.is_compiling() or self.places == _places(maps)
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         return list(linear(x, self.weight, self.bias).split(self.widths, dim=-1))
@@ -66,6 +68,10 @@ def _side_by_side(parts: list[nn.Parameter]) -> Tensor:
     for part, place in zip(parts, whole.split([len(part) for part in parts]), strict=True):
         part.data = place
     return whole
+
+
+def _places(maps: list[nn.Linear]) -> list[int]:
+    return [p.data_ptr() for m in maps for p in (m.weight, m.bias) if p is not None]
 
 
 class JointInputs(nn.Module):
@@ -83,17 +89,17 @@ class JointInputs(nn.Module):
         kinds = {(type(m), m.bias is None, m.weight.dtype, m.weight.device) for m in maps}
         if len(maps) < 2 or len(kinds) > 1 or not isinstance(maps[0], nn.Linear):
             return
-        if self.joint is None or not self.joint.holds(maps[0].weight):
+        if self.joint is None or not self.joint.holds(maps):
             self.joint = Joint.of(maps)
 
     def project(self, x: Tensor) -> list[Tensor]:
         """`x` `[..., D]` through each map, `[..., width]`."""
         if x.shape[:-1].numel() >= x.shape[-1]:
             return self.project_many(x)
-        joint = self.joint
-        if joint is not None and not torch.is_grad_enabled() and joint.holds(getattr(self, self.inputs[0]).weight):
+        maps, joint = [getattr(self, name) for name in self.inputs], self.joint
+        if joint is not None and not torch.is_grad_enabled() and joint.holds(maps):
             return joint(x)
-        return JointInputs.project_many(self, x)
+        return [m(x) for m in maps]
 
     def project_many(self, x: Tensor) -> list[Tensor]:
         """The same where there are more tokens than the input is wide."""

@@ -76,7 +76,7 @@ def test_one_product_stands_for_several(monkeypatch):
     assert len(calls) == 5
 
 
-@pytest.mark.parametrize("change", ["dtype", "data", "load", "copy", "step"])
+@pytest.mark.parametrize("change", ["dtype", "data", "one", "load", "copy", "step"])
 def test_weights_that_change_are_seen(change):
     model, tokens = build(depth=1), random_tokens(1, 3)
     model.lay_weights()
@@ -88,6 +88,12 @@ def test_weights_that_change_are_seen(change):
     elif change == "data":
         for parameter, new in zip(model.parameters(), other.parameters(), strict=True):
             parameter.data = new.data.clone()
+    elif change == "one":
+        model.blocks[0].attention.key.weight.data = other.blocks[0].attention.key.weight.data.clone()
+        weights = {**other.state_dict(), "blocks.0.attention.key.weight": model.blocks[0].attention.key.weight.data}
+        for name, parameter in model.named_parameters():
+            if name != "blocks.0.attention.key.weight":
+                parameter.data.copy_(weights[name])
     elif change == "load":
         model.load_state_dict(other.state_dict(), assign=True)
     elif change == "copy":
