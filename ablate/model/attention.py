@@ -57,7 +57,7 @@ class Attention(JointInputs):
         query, key, value = self.project(x)
         if self.qk_norm == "width":
             query, key = self._normed(query, key)
-        query, key, value = (t.unflatten(-1, (-1, self.head_dim)) for t in (query, key, value))
+        query, key, value = (t.view(*t.shape[:-1], -1, self.head_dim) for t in (query, key, value))
         if self.qk_norm == "head":
             query, key = self._normed(query, key)
         return self.out(context.attend(query, key, value).flatten(-2))

@@ -58,7 +58,7 @@ class Joint:
         return torch.compiler.is_compiling() or self.places == _places(maps)
 
     def __call__(self, x: Tensor) -> list[Tensor]:
-        return list(linear(x, self.weight, self.bias).split(self.widths, dim=-1))
+        return list(linear(x, self.weight, self.bias).split_with_sizes(self.widths, dim=-1))
 
 
 @torch.inference_mode(False)

@@ -134,7 +134,7 @@ class Rotary(Position):
 
     def rotate(self, x: Tensor, rotation: Tensor) -> Tensor:
         turned = x if self.width == self.head_dim else x[..., : self.width]
-        pairs = turned.float().unflatten(-1, (-1, 2))
+        pairs = turned.float().view(*turned.shape[:-1], -1, 2)
         if rotation.is_complex():
             rotated = torch.view_as_real(torch.view_as_complex(pairs) * rotation)
         else:

@@ -12,6 +12,7 @@ from ablate.generation import generate_tokens, step, stream_tokens
 from ablate.generation.step import Step, decode, span_of
 
 from .models import CONTEXT, PAIRS, VOCAB, tiny
+from .test_decode import cached
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5, 8, 9, 7, 9, 3], [2, 7]]
 COUNT = CONTEXT - 8
@@ -185,6 +186,20 @@ def test_a_step_is_one_graph(model, short_spans):
         for id in range(6):
             ids = torch.tensor([id, 6 - id])
             torch.testing.assert_close(one(ids), plain(ids), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_prompts_pass_compiles_for_any_length():
+    model = tiny(pattern="local")
+    torch._dynamo.reset()
+    quick = torch.compile(step.prefill, dynamic=True, backend="eager")
+    for rows, chunk in (([[1, 2, 3]], None), ([[1, 2, 3, 4, 5]], None), (PROMPTS, None), (PROMPTS, 3)):
+        plain, other = (cached(model, rows, chunk) for _ in "12")
+        other._hidden = quick
+        with torch.no_grad():
+            torch.testing.assert_close(other.prefill(), plain.prefill(), rtol=0, atol=1e-5)
+            ids = torch.tensor([3] * len(rows))
+            torch.testing.assert_close(other.step(ids), plain.step(ids), rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
