@@ -41,7 +41,7 @@ def shaded(values: Tensor) -> str:
 def rotation_picture(position: Position, positions: int = 48) -> str:
     """The cosine by which each pair of channels is turned: one line a pair, one column a position."""
     rotation = position.rotation(torch.arange(positions).unsqueeze(0))
-    return shaded(rotation[0, :, 0, :, 0].t())
+    return shaded(rotation[0, :, 0].real.t())
 
 
 def embedding_picture(position: Position, dim: int, positions: int = 48) -> str:

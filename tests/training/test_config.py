@@ -14,7 +14,7 @@ from ablate.training.parts import assemble
 from .harness import SCALARS
 
 CONF = Path(config_dir())
-FULL_SIZE = ["llama3_8b", "llama3_70b", "llama3_405b"]  # the others are of base.yaml's size
+FULL_SIZE = ["llama3_1b", "llama3_8b", "llama3_70b", "llama3_405b", "phi3_mini"]  # the others are of base.yaml's size
 PRESETS = sorted({path.stem for path in (CONF / "model").glob("*.yaml")} - {"base", *FULL_SIZE})
 CHOICES = [
     (axis, path.stem)
