@@ -14,7 +14,7 @@ def main(config: DictConfig) -> None:
     from ablate.benchmark.report import run_generation, run_training
 
     if config.task == "training":
-        run_training(config, Path(config.out))
+        run_training(config, Path(str(config.out)))
     else:
         run_generation(config, HydraConfig.get(), sys.argv[1:])
 

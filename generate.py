@@ -21,7 +21,7 @@ def main(config: DictConfig) -> None:
     prompts = None if config.prompts is None else read_prompts(config.prompts)
     load_plugins(config.plugins)
     run = ablate.load(config.run)
-    if resolve_accelerator(config.accelerator) == "gpu":
+    if resolve_accelerator(config.accelerator, "accelerator") == "gpu":
         run.model.cuda()
 
     def continuation(prompt):

@@ -17,6 +17,7 @@ from ablate.errors import AblateError, did_you_mean
 if TYPE_CHECKING:
     from ablate.model.decoder import Decoder
 
+OmegaConf.register_new_resolver("or_else", lambda value, other: other if value is None else value, replace=True)
 # A task's vocabulary: its symbols and the end of text. What is no number is refused later, under its own key.
 OmegaConf.register_new_resolver("plus_one", lambda n: n + 1 if isinstance(n, int) else n, replace=True)
 

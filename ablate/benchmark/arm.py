@@ -33,9 +33,9 @@ class Arm:
         if not label:
             label = hydra.runtime.choices["model"] if config.run is None else Path(str(config.run)).resolve().name
         if hydra.mode != RunMode.MULTIRUN:
-            folder = Path(config.out or DEFAULT)
+            folder = Path(str(config.out or DEFAULT))
             return cls(label, folder, folder)
-        page = Path(config.out or hydra.sweep.dir)
+        page = Path(str(hydra.sweep.dir))
         name = re.sub(r"[^A-Za-z0-9._=+-]+", "_", label)[:100]
         if name != label.replace(" ", "_") or config.run is not None:
             name += f"_{hydra.job.num}"  # what was left out may be all that tells it from another

@@ -25,6 +25,7 @@ from ablate.benchmark.training import Setting, add_rates, compare, packed_batch
 from ablate.benchmark.training import ours as our_training
 from ablate.compose import plain
 from ablate.errors import AblateError
+from ablate.generation.prompts import check_memory
 from ablate.model.config import DecoderConfig, load_plugins
 from ablate.model.decoder import Decoder
 from ablate.model.kernel import Place as KernelPlace
@@ -47,6 +48,8 @@ def run_generation(config: DictConfig, hydra: HydraConf, words: list[str]) -> No
     load_plugins(config.plugins)
     model = _model(config, options, list(hydra.overrides.task))
     model.kernels(KernelPlace(options.device.type, options.dtype, gradient=False))  # one named may not be able
+    for place in options.places:
+        check_memory(model, place.batch, place.prompt_tokens + place.new_tokens, use_cache=True)
     arm.make_folder()
     terminal = console()
     terminal.print(f"{arm.label}: {_where(options)}", markup=False, highlight=False)

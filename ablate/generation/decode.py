@@ -75,6 +75,8 @@ def _check_options(model, use_cache, prefill_chunk, compile, seed, stop) -> None
         )
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise AblateError(f"seed={seed!r}: an integer, at least 0 and less than 2^63")
+    if stop is not None and (not isinstance(stop, int) or isinstance(stop, bool)):
+        raise AblateError(f"stop={stop!r}: a token id, or None")
     if stop is not None and not 0 <= stop < model.config.vocab_size:
         raise AblateError(f"stop={stop}: outside the vocabulary of {model.config.vocab_size} tokens")
 

@@ -81,7 +81,7 @@ def check_length(model: "Decoder", rows: list[list[int]], max_new_tokens: int, u
             f"{model.limit} learned positions of this model; lower it, shorten the prompt, or train with a larger "
             "model.context"
         )
-    _check_memory(model, len(rows), total, use_cache)
+    check_memory(model, len(rows), total, use_cache)
     if total > context:
         # The same words whatever the prompt: Python then shows them once for many.
         warnings.warn(
@@ -91,8 +91,11 @@ def check_length(model: "Decoder", rows: list[list[int]], max_new_tokens: int, u
         )
 
 
-def _check_memory(model: "Decoder", rows: int, tokens: int, use_cache: bool) -> None:
-    """The system ends a process that takes more than there is, without a word."""
+def check_memory(model: "Decoder", rows: int, tokens: int, use_cache: bool) -> None:
+    """Raises AblateError if the device has not the memory for the ids, or the cache, of `rows` rows of `tokens` tokens.
+
+    The system ends a process that takes more than there is, without a word.
+    """
     weight = model.embedding.weight
     cuda = weight.device.type == "cuda"
     there = torch.cuda.get_device_properties(weight.device).total_memory if cuda else machine_memory()

@@ -15,7 +15,7 @@ def read_prompts(path: str | Path) -> list[str]:
     Raises:
         AblateError: no such file, not UTF-8, no prompt in it, or a line of .jsonl without a prompt.
     """
-    path = Path(path).expanduser()
+    path = Path(str(path)).expanduser()
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
@@ -96,6 +96,8 @@ def write(texts: Iterable[tuple[str, Iterable[str]]]) -> None:
             _write_one(prompt, pieces)
     except BrokenPipeError:
         sys.exit(141)  # 128 + SIGPIPE
+    except OSError as error:
+        raise AblateError(f"the text cannot be written to the standard output: {error.strerror}") from error
 
 
 def converse(continuation: Callable[[str], Iterable[str]]) -> None:

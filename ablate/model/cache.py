@@ -76,7 +76,7 @@ class Cache:
         self.length = torch.zeros(batch, dtype=torch.int64, device=device)
         self.clear()
         self.buffers = [tuple(_Buffer(batch, s, s.head_dim, dtype, device) for _ in "kv") for s in shapes]
-        self._itemsize = dtype.itemsize
+        self.dtype = dtype
         self.positions = {}
         if keep_positions:
             one = {s.slots: LayerShape(1, 1, s.slots, s.length) for s in shapes}
@@ -85,7 +85,7 @@ class Cache:
     @property
     def nbytes(self) -> int:
         """Bytes of the slots for keys and values."""
-        return sum(2 * self.batch * s.size * s.kv_heads * s.head_dim * self._itemsize for s in self.shapes)
+        return sum(2 * self.batch * s.size * s.kv_heads * s.head_dim * self.dtype.itemsize for s in self.shapes)
 
     def clear(self) -> None:
         """Forgets all tokens."""

@@ -239,9 +239,12 @@ class Decoder(nn.Module):
                 module.lay()
 
     def new_cache(self, batch: int, max_length: int) -> Cache:
-        """An empty cache for `batch` rows of up to `max_length` tokens, in the model's dtype, on its device."""
-        if batch < 1 or max_length < 1:
-            raise AblateError(f"new_cache(batch={batch}, max_length={max_length}): both at least 1")
+        """An empty cache for `batch` rows of up to `max_length` tokens, in the model's dtype, on its device.
+
+        A pass takes as many tokens of `max_length` as it is wide, whatever part of them is padding.
+        """
+        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in (batch, max_length)):
+            raise AblateError(f"new_cache(batch={batch!r}, max_length={max_length!r}): whole numbers, both at least 1")
         weight = self.embedding.weight
         biased = any(layer.scores.bias is not None for layer in self.layers)
         return Cache(self.cache_shapes(max_length), batch, max_length, weight.dtype, weight.device, biased)
@@ -271,12 +274,23 @@ class Decoder(nn.Module):
         before = 0
         if cache is not None:
             before = 0 if cache.span is not None else cache.filled
+            if cache.filled == 0 and not torch.compiler.is_compiling():
+                self._check_fit(cache)
             if tokens.shape[0] != cache.batch:
                 raise AblateError(f"{tokens.shape[0]} rows of tokens for a cache of {cache.batch} rows")
         if self.limit is not None and before + tokens.shape[1] > self.limit:
             raise AblateError(
                 f"{before + tokens.shape[1]} tokens are more than the {self.limit} learned positions of this model: "
                 "shorten the text, or train with a larger model.context"
+            )
+
+    def _check_fit(self, cache: Cache) -> None:
+        weight = self.embedding.weight
+        fits = cache.shapes == self.cache_shapes(cache.max_length)
+        if not fits or (cache.dtype, cache.length.device) != (weight.dtype, weight.device):
+            raise AblateError(
+                "the cache is another model's, or this one has changed since in shape, dtype or device: make one with "
+                "model.new_cache(batch, max_length)"
             )
 
     def _place(self, x: Tensor, cached: bool) -> Place:

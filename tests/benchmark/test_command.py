@@ -197,6 +197,7 @@ REFUSED = {
     "model.kernel=varlen": ("model.kernel=varlen", "cuda"),
     "run=nowhere": ("nowhere", "no such folder"),
     "out=occupied": ("out=occupied", "cannot be written"),
+    "batch=1000000000": ("1000000000 x", "GiB"),
 }
 
 

@@ -305,3 +305,9 @@ def test_every_pass_caps_its_logits(source):
         for logits, ids in zip(found, (PROMPTS[0], [*PROMPTS[0], 9]), strict=True):
             torch.testing.assert_close(logits, model(torch.tensor([ids]))[:, -1], rtol=0, atol=1e-5)
             assert 0.4 < logits.abs().max() <= 0.5
+
+
+@pytest.mark.parametrize("stop", ["a", 1.5, True, VOCAB, -1])
+def test_stop_is_a_token_id(stop):
+    with pytest.raises(AblateError, match="^stop="):
+        generate_tokens(tiny(), [[1]], 2, stop=stop)

@@ -255,7 +255,20 @@ def test_padding_comes_last(documents):
     torch.testing.assert_close(model(tokens, cache=cache), model(tokens), **TOLERANCE)  # it took nothing in
 
 
-@pytest.mark.parametrize("batch, max_length", [(0, 4), (2, 0), (-1, 4)])
+@pytest.mark.parametrize("other", [{"depth": 3}, {"attention": "mqa"}, {"pattern": "local"}], ids=str)
+def test_a_cache_of_another_model_is_refused(other):
+    with pytest.raises(AblateError, match="the cache is another model's"):
+        build()(random_tokens(1, 4), cache=build(**other).new_cache(1, 8))
+
+
+def test_a_cache_from_before_the_model_changed_its_dtype_is_refused():
+    model = build()
+    cache = model.new_cache(1, 8)
+    with pytest.raises(AblateError, match="dtype"):
+        model.double()(random_tokens(1, 4), cache=cache)
+
+
+@pytest.mark.parametrize("batch, max_length", [(0, 4), (2, 0), (-1, 4), ("a", 4), (2, None), (2, 1.5), (True, 4)])
 def test_an_empty_cache_is_refused(batch, max_length):
     with pytest.raises(AblateError, match="at least 1"):
         build().new_cache(batch, max_length)
