@@ -274,7 +274,7 @@ class Decoder(nn.Module):
         before = 0
         if cache is not None:
             before = 0 if cache.span is not None else cache.filled
-            if cache.filled == 0 and not torch.compiler.is_compiling():
+            if not torch.compiler.is_compiling() and cache.filled == 0:  # a compiler would watch it
                 self._check_fit(cache)
             if tokens.shape[0] != cache.batch:
                 raise AblateError(f"{tokens.shape[0]} rows of tokens for a cache of {cache.batch} rows")

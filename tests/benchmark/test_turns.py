@@ -35,12 +35,14 @@ def test_contestants_take_turns_and_the_first_round_does_not_count():
     assert said == [(number, turn) for number in range(3) for turn in range(3)]
 
 
-def test_ways_take_turns_at_one_place_before_the_next():
+def test_ways_take_turns_in_all_rounds_at_one_place_before_the_next():
     calls, said = [], []
     ways = [scripted(name, [5.0] * 9, calls) for name in ("cached", "uncached")]
     measure(ways, PLACES, 2, prompts, CPU, said.append)
-    once = [(way, p.batch, p.prompt_tokens, p.new_tokens) for p in PLACES for way in ("cached", "uncached")]
-    assert calls == 3 * once
+    expected = []
+    for p in PLACES:
+        expected += 3 * [(way, p.batch, p.prompt_tokens, p.new_tokens) for way in ("cached", "uncached")]
+    assert calls == expected
     assert said[0] == "warming up: cached, batch 1, 3 + 5 tokens"
     assert said[-1] == "round 2/2: uncached, batch 2, 3 + 1 tokens"
     assert len(said) == len(calls)

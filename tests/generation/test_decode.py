@@ -309,5 +309,5 @@ def test_every_pass_caps_its_logits(source):
 
 @pytest.mark.parametrize("stop", ["a", 1.5, True, VOCAB, -1])
 def test_stop_is_a_token_id(stop):
-    with pytest.raises(AblateError, match="^stop="):
+    with pytest.raises(AblateError, match=r"^stop="):
         generate_tokens(tiny(), [[1]], 2, stop=stop)

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from ablate.errors import AblateError
 from ablate.generation import generate_tokens, step, stream_tokens
@@ -175,16 +176,17 @@ def test_a_step_that_fails_leaves_the_cache_usable(uncompiled):
 
 @pytest.mark.parametrize("model", [{}, {"pattern": "fixed", "position": "alibi"}, {"attention": "mqa", "ffn": "gelu"}])
 def test_a_step_is_one_graph(model, short_spans):
-    """Nothing in it makes the compiler stop and look."""
+    """Nothing in it makes the compiler stop and look, nor look again before the span doubles."""
     model = tiny(**model)
     torch._dynamo.reset()
-    one = Step(model, model.new_cache(2, 16))
-    one._decode, one._fixed = torch.compile(decode, fullgraph=True, dynamic=False, backend="eager"), True
+    one, graphs = Step(model, model.new_cache(2, 16)), CompileCounter()
+    one._decode, one._fixed = torch.compile(decode, fullgraph=True, dynamic=False, backend=graphs), True
     plain = Step(model, model.new_cache(2, 16))
     with torch.no_grad():
         for id in range(6):
             ids = torch.tensor([id, 6 - id])
             torch.testing.assert_close(one(ids), plain(ids), rtol=0, atol=1e-5)
+    assert graphs.frame_count == 2  # spans 4 and 8
 
 
 @pytest.mark.slow
