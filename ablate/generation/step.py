@@ -74,6 +74,7 @@ class Step:
         self._captures = cache.length.is_cuda
         self._decode = compiled(decode, dynamic=False, in_cpp=not self._captures) if compile else decode
         self._fixed = compile or self._captures
+        self._seen: set[int] = set()  # spans that torch.compile has checked the model and the cache for
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._ids = torch.zeros_like(cache.length)
 
@@ -84,7 +85,10 @@ class Step:
         self.cache.span = min(span_of(self.cache.filled + 1), self.cache.max_length)
         try:
             if not self._captures:
-                return self._decode(self._model(), ids, self.cache)
+                with torch.compiler.set_stance("default", skip_guard_eval_unsafe=self.cache.span in self._seen):
+                    logits = self._decode(self._model(), ids, self.cache)
+                self._seen.add(self.cache.span)
+                return logits
             self._ids.copy_(ids)
             graph, logits = self._graph(self.cache.span)
             graph.replay()
