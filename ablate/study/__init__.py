@@ -1,0 +1,1 @@
+"""Studies: arms at a matched budget, paired by seed, to a verdict."""

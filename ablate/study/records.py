@@ -1,0 +1,78 @@
+"""What a study knows of one run: nothing but config.yaml, summary.json and metrics.csv."""
+
+import csv
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ablate.errors import AblateError
+
+TOKENS, FLOPS, SECONDS = "tokens", "flops", "seconds"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run of one arm.
+
+    status: finished | diverged | failed | interrupted | running, as the run itself wrote it.
+    """
+
+    path: Path
+    arm: str
+    seed: int
+    status: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def diverged(self) -> bool:
+        return self.status == "diverged"
+
+    @property
+    def corpus(self) -> str | None:
+        """The corpus' fingerprint."""
+        return self.summary.get("corpus", {}).get("fingerprint")
+
+    def metric(self, name: str) -> float | None:
+        """Its final value; None if the run did not log it, or it is not finite."""
+        value = self.summary.get("metrics", {}).get(name)
+        return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+    def curve(self, name: str) -> list[tuple[int, float]]:
+        """(step, value), the step counted from 1: `steps` taken when it was logged."""
+        return [(step, row[name]) for step, row in self._rows if name in row]
+
+    @cached_property
+    def _rows(self) -> list[tuple[int, dict[str, float]]]:
+        path = self.path / "metrics.csv"
+        if not path.is_file():
+            return []
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                return [
+                    (int(row.pop("step")) + 1, {key: float(value) for key, value in row.items() if value})
+                    for row in csv.DictReader(file)
+                ]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AblateError(f"{path}: is damaged: {error}; mend it, or move it away") from error
+
+    def cost_of_step(self, axis: str) -> float | None:
+        """What one optimiser step costs, in tokens, training FLOPs or seconds of training."""
+        try:
+            data, trainer = self.config["data"], self.config["trainer"]
+            tokens = data["batch_size"] * data["context"] * trainer["accumulate_grad_batches"] * trainer["devices"]
+        except (KeyError, TypeError):
+            return None
+        if axis == TOKENS:
+            return tokens
+        if axis == FLOPS:
+            flops = self.summary.get("budget", {}).get("training_flops_per_token")
+            return flops and tokens * flops
+        rate = self.summary.get("speed", {}).get("train_tokens_per_s")
+        return tokens / rate if rate else None
