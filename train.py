@@ -12,14 +12,18 @@ def main(config: DictConfig) -> float:
     from ablate.training.job import train  # Lightning takes seconds to import: not for --help
 
     hydra = HydraConfig.get()
-    multirun = hydra.mode == RunMode.MULTIRUN
-    return train(
-        config,
-        # The search path too: without it a resumed run would not find the user's own groups.
-        [*hydra.overrides.task, *(o for o in hydra.overrides.hydra if "hydra.searchpath" in o)],
-        job=hydra.job.num if multirun else None,
-        sweep_dir=hydra.sweep.dir if multirun else None,
-    )
+    # The search path too: without it a resumed run would not find the user's own groups.
+    overrides = [*hydra.overrides.task, *(o for o in hydra.overrides.hydra if "hydra.searchpath" in o)]
+    if hydra.mode != RunMode.MULTIRUN:
+        return train(config, overrides)
+    if config.study is None:
+        return train(config, overrides, job=hydra.job.num, sweep_dir=hydra.sweep.dir)
+    from ablate.study.progress import tell
+
+    try:
+        return train(config, overrides)
+    finally:
+        tell(hydra.sweep.dir)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,15 @@
-"""The page of the generation benchmark: one HTML file that needs nothing but a browser."""
+"""The page of the generation benchmark."""
 
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
 from ablate.benchmark.plots import all_plots
 from ablate.benchmark.results import Point, Result, read_results
-from ablate.benchmark.words import number, sentences, size, spread
-from ablate.run import write_text
+from ablate.benchmark.words import sentences, spread
+from ablate.page.words import number, size
+from ablate.page.write import write_page as write
 
 
 def write_page(folder: Path) -> Path:
@@ -22,24 +19,17 @@ def write_page(folder: Path) -> Path:
         AblateError: there is none.
     """
     results = read_results(folder)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    plots = all_plots(results)
-    html = environment.get_template("page.html").render(
-        title=_title(results),
-        conditions=_conditions(results),
-        sentences=sentences(results),
-        plots=[plot for plot in plots if plot.figure],
-        figures={plot.name: plot.figure.to_plotly_json() for plot in plots if plot.figure},
-        left_out=[plot for plot in plots if not plot.figure],
-        columns=(columns := _columns(results)),
-        bodies=[(result, [_cells(point, columns) for point in result.points]) for result in results],
-        provenance=[(result, _provenance(result), json.dumps(result.data["model"], indent=2)) for result in results],
-        plotly=Markup(get_plotlyjs()),
-    )
+    columns = _columns(results)
+    values = {
+        "title": _title(results),
+        "conditions": _conditions(results),
+        "sentences": sentences(results),
+        "columns": columns,
+        "bodies": [(result, [_cells(point, columns) for point in result.points]) for result in results],
+        "provenance": [(r, _provenance(r), json.dumps(r.data["model"], indent=2)) for r in results],
+    }
     path = folder / "index.html"
-    write_text(path, html)
+    write(path, Path(__file__).with_name("page.html"), all_plots(results), values)
     return path
 
 

@@ -1,42 +1,28 @@
 """The plots of the generation benchmark: what the cache gains and takes, batches, and the ways beside each other."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import plotly.graph_objects as go
 
-from ablate.benchmark.drawing import (
+from ablate.benchmark.results import Measured, Place, Point, Result
+from ablate.benchmark.words import spread, where
+from ablate.page.drawing import (
     GREY,
+    Plot,
     bar_of,
     colour_of,
     empty_figure,
-    error_bars,
     line_of,
     log_x,
     log_y,
     safe,
     thin_line,
 )
-from ablate.benchmark.results import Measured, Place, Point, Result
-from ablate.benchmark.words import number, size, spread, where
+from ablate.page.words import number, size
 
 WIDE = 30  # values so many times apart get a logarithmic axis
 OPTIONS = {"batch": "batch=[1,4,16]", "new_tokens": "new_tokens=[32,128,512]"}
-
-
-@dataclass(frozen=True)
-class Plot:
-    """One plot of the page.
-
-    figure: None if too little was measured; the caption then says so.
-    choices: what it shows one at a time; a trace's `meta` is the number of its choice, None if it is in all.
-    """
-
-    name: str
-    title: str
-    caption: str
-    figure: go.Figure | None = None
-    choices: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -137,7 +123,7 @@ def _lines(plot: Plot, results: list[Result], dots: list[_Dot], axis: str, unit:
             figure.add_scatter(
                 x=x,
                 y=[dot.value.median for dot in line],
-                error_y=error_bars([dot.value for dot in line]),
+                error_y=_error_bars([dot.value for dot in line]),
                 name=safe(result.label),
                 hovertext=[_hover(result, where(dot.place), dot.value, unit, dot.limit) for dot in line],
                 hoverinfo="text",
@@ -217,7 +203,7 @@ def ways(results: list[Result]) -> Plot:
             }
             figure.add_bar(
                 x=[rate.median for rate in rates],
-                error_x=error_bars(rates, GREY),
+                error_x=_error_bars(rates, GREY),
                 marker=bar_of(i),
                 hovertext=[_hover(result, f"{safe(p.way)}, {there}", p.tokens_per_s, "tokens/s") for p in points],
                 hoverinfo="text",
@@ -240,6 +226,17 @@ def ways(results: list[Result]) -> Plot:
     figure.update_xaxes(title="tokens/s", rangemode="tozero")
     figure.update_yaxes(categoryorder="array", categoryarray=[_broken(name) for name in names], autorange="reversed")
     return replace(plot, figure=figure, choices=[where(place) for place in choices])
+
+
+def _error_bars(values: list[Measured], colour: str | None = None) -> dict[str, Any]:
+    return {
+        "color": colour,
+        "array": [value.max - value.median for value in values],
+        "arrayminus": [value.median - value.min for value in values],
+        "symmetric": False,
+        "thickness": 1.5,
+        "width": 4,
+    }
 
 
 def _main_first(place: Place) -> tuple[int, int, int]:

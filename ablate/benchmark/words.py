@@ -4,21 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from ablate.benchmark.results import Measured, Memory, Place, Point, Result
+from ablate.page.words import number, size
 
 NAMED = 4  # models: of more, a sentence names the two ends only
-
-
-def number(value: float) -> str:
-    """Three digits, or all before the point: 1,234 and 12.3."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def size(count: float) -> str:
-    """Bytes: 16384 -> 16.4 kB."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{number(count / scale)} {unit}"
-    return f"{number(count)} B"
 
 
 def spread(measured: Measured, scale: float = 1.0) -> str:

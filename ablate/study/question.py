@@ -1,7 +1,8 @@
-"""What a study asks: the node `study` of an experiment, as checked plain data."""
+"""What a study asks: the node `study` of an experiment, checked."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Literal
 
 from ablate.errors import AblateError, did_you_mean
@@ -46,3 +47,110 @@ class Study:
     def rising(self) -> bool:
         """Whether more of the metric is better."""
         return self.metric in RISING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """The learning rates that each arm is tried with, and the seeds that only choose between them."""
+
+    grid: list[float]
+    seeds: list[int]
+
+
+def read_study(node: Mapping[str, Any]) -> tuple[Study, Tuning | None]:
+    """The study that a resolved node `study` describes.
+
+    Raises:
+        AblateError: an unknown key, a value of the wrong type, arms or seeds that cannot be.
+    """
+    given = {key: value for key, value in node.items() if key not in ("arm", "stage")}
+    tune, grid, tuning_seeds = (given.pop(key, None) for key in ("tune", "lr_grid", "tuning_seeds"))
+    factors, design = given.pop("factors", None) or {}, given.pop("design", "one_at_a_time")
+    if factors:
+        if given.get("arms"):
+            raise AblateError("study.arms and study.factors: give one of the two")
+        given["arms"], given["baseline"] = _designed(factors, design)
+    claims = _claims(given.pop("claims", None) or {}, given.get("arms") or {})
+    study = Study(**{**check_options("study", "a study", Study, given), "claims": claims})
+    _check(study)
+    return study, _tuning(study, tune, grid, tuning_seeds)
+
+
+def _check(study: Study) -> None:
+    for name, overrides in study.arms.items():
+        if not isinstance(overrides, list) or not all(isinstance(o, str) and "=" in o for o in overrides):
+            raise AblateError(f"study.arms.{name}={overrides}: expected a list of overrides, such as [model/norm=none]")
+    if study.baseline not in study.arms:
+        raise AblateError(f"study.baseline: no arm '{study.baseline}'{did_you_mean(study.baseline, study.arms)}")
+    if len(study.arms) < 2:
+        raise AblateError("study.arms: nothing to compare; give the baseline and one arm more")
+    _check_seeds("study.seeds", study.seeds)
+    if not study.margin > 0:
+        raise AblateError(f"study.margin={study.margin}: expected a number above 0, in units of {study.metric}")
+
+
+def _check_seeds(key: str, seeds: Any) -> None:
+    whole = isinstance(seeds, list) and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds)
+    if not whole or not seeds:
+        raise AblateError(f"{key}={seeds}: expected a list of whole numbers, such as [0,1,2,3,4,5]")
+    if len(set(seeds)) < len(seeds):
+        raise AblateError(f"{key}={seeds}: a seed is there twice")
+
+
+def _claims(node: Any, arms: Mapping[str, Any]) -> dict[str, Claim]:
+    if not isinstance(node, Mapping) or not all(isinstance(claim, Mapping) for claim in node.values()):
+        raise AblateError(f"study.claims={node}: expected arm: {{expect: ..., source: ...}}")
+    for arm in node:
+        if arm not in arms:
+            raise AblateError(f"study.claims.{arm}: no such arm{did_you_mean(arm, arms)}")
+    return {arm: Claim(**check_options(f"study.claims.{arm}", "a claim", Claim, claim)) for arm, claim in node.items()}
+
+
+def _tuning(study: Study, tune: Any, grid: Any, seeds: Any) -> Tuning | None:
+    if tune is None:
+        return None
+    if tune != "lr":
+        raise AblateError(f"study.tune={tune}: expected lr, or null")
+    numbers = isinstance(grid, list) and all(isinstance(lr, int | float) and lr > 0 for lr in grid)
+    if not numbers or len(set(grid)) < 2:
+        raise AblateError(f"study.lr_grid={grid}: expected two learning rates or more")
+    _check_seeds("study.tuning_seeds", seeds)
+    shared = set(seeds) & set(study.seeds)
+    if shared:
+        raise AblateError(
+            f"study.tuning_seeds: {min(shared)} is one of study.seeds; winners are confirmed on fresh ones"
+        )
+    return Tuning(grid=sorted(map(float, set(grid))), seeds=seeds)
+
+
+def _designed(factors: Any, design: Any) -> tuple[dict[str, list[str]], str]:
+    """Arms and baseline of a design over factors, `{key: [values]}`.
+
+    factors a: [0, 1], b: [0, 1]     baseline     arms
+    one_at_a_time                    a0 b0        a1 b0, a0 b1
+    factorial                        a0 b0        a1 b0, a0 b1, a1 b1
+    leave_one_out                    a1 b1        a0 b1, a1 b0
+    """
+    if not isinstance(factors, Mapping) or not all(isinstance(v, list) and len(v) > 1 for v in factors.values()):
+        raise AblateError(f"study.factors={factors}: expected key: [values], two or more, such as model/norm: [a, b]")
+    levels = [[f"{key}={value}" for value in values] for key, values in factors.items()]
+    reference = [each[-1 if design == "leave_one_out" else 0] for each in levels]
+    if design == "factorial":
+        cells = [list(cell) for cell in product(*levels)]
+    elif design in ("one_at_a_time", "leave_one_out"):
+        cells = [reference]
+        for place, each in enumerate(levels):
+            cells += [
+                [*reference[:place], level, *reference[place + 1 :]] for level in each if level != reference[place]
+            ]
+    else:
+        raise AblateError(
+            f"study.design: no design '{design}'{did_you_mean(design, ['one_at_a_time', 'factorial', 'leave_one_out'])}"
+        )
+    return {_name(cell, reference): cell for cell in cells}, "baseline"
+
+
+def _name(cell: list[str], reference: list[str]) -> str:
+    """What a cell has that the reference has not: `norm=layernorm, position=rope`."""
+    changed = [level.rsplit("/", 1)[-1].removeprefix("model.") for level in cell if level not in reference]
+    return ", ".join(changed) or "baseline"

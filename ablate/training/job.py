@@ -18,6 +18,7 @@ from ablate.errors import AblateError
 from ablate.generation import generate, measure_generation
 from ablate.run import read_summary, save_model, write_json
 from ablate.training import folder, hardware, terminal
+from ablate.training.by_position import loss_by_position
 from ablate.training.callbacks import (
     Diverged,
     FinalValidation,
@@ -44,6 +45,8 @@ def train(config: DictConfig, overrides: list[str], job: int | None = None, swee
         AblateError: what the user can mend, before any training; a run that diverged.
         SystemExit: the run was stopped by a signal, after a checkpoint.
     """
+    if config.study is not None and config.study.arm is None and config.resume is None:
+        raise AblateError(f"{config.study.name} is a study, of several runs: start it with -m")
     resuming = config.resume is not None
     if resuming:
         config, overrides = folder.resumed(config.resume, overrides)
@@ -180,10 +183,14 @@ class _Job:
             "speed": {"train_tokens_per_s": self.throughput.tokens_per_s, "train_mfu": self.throughput.mfu},
             "memory": hardware.peak_memory(self.device),
         }
+        decoder.eval().to(self.device)
+        with self.trainer.precision_plugin.forward_context():
+            by_position = loss_by_position(decoder, self.corpus.val)
+        if by_position is not None:
+            self.summary["by_position"] = by_position
         sample, context = self.config.sample, decoder.config.context
         if sample is None:
             return
-        decoder.eval().to(self.device)
         prompt_ids = [tokenizer.eot, *tokenizer.encode(sample.prompt)]
         new_tokens = min(sample.max_new_tokens, context - len(prompt_ids))
         if new_tokens < 1:

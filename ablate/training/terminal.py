@@ -24,8 +24,8 @@ def show_plan(parts: Parts, corpus: Opened, config: DictConfig) -> None:
     _lines(
         out,
         {
-            "parameters": f"{_short(cost.total)} ({_short(cost.non_embedding)} without embeddings)",
-            "forward": f"{_short(cost.flops_per_token)}FLOP a token",
+            "parameters": f"{short(cost.total)} ({short(cost.non_embedding)} without embeddings)",
+            "forward": f"{short(cost.flops_per_token)}FLOP a token",
             "cache": f"{cost.kv_bytes_per_token} bytes a token",
             "corpus": f"{config.data.name}: {corpus.describe()}",
             "training": f"{config.trainer.max_steps} steps of {tokens_a_step} tokens, {parts.precision} "
@@ -60,17 +60,25 @@ def show_results(summary: dict[str, Any], path: Path) -> None:
 
 def _layer_table(specs: list[dict[str, dict]], kernels: list[str]) -> Table:
     table = Table("layer", *AXES, "kernel", header_style="bold")
-    rows = [(*(_component(spec[axis]) for axis in AXES), kernel) for spec, kernel in zip(specs, kernels, strict=True)]
-    first = 0
-    for row, same in groupby(rows):
-        last = first + len(list(same)) - 1
-        table.add_row(str(first) if first == last else f"{first}-{last}", *row)
-        first = last + 1
+    rows = [(*(component(spec[axis]) for axis in AXES), kernel) for spec, kernel in zip(specs, kernels, strict=True)]
+    for row in stretches(rows):
+        table.add_row(*row)
     return table
 
 
-def _component(spec: dict[str, Any]) -> str:
-    options = " ".join(f"{key}={value}" for key, value in spec.items() if key != "name" and value)  # what is on
+def stretches(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """One row for each stretch of equal rows, before it the layers that it stands for: `0-3`."""
+    found, first = [], 0
+    for row, same in groupby(rows):
+        last = first + len(list(same)) - 1
+        found.append((str(first) if first == last else f"{first}-{last}", *row))
+        first = last + 1
+    return found
+
+
+def component(spec: dict[str, Any]) -> str:
+    """Its name, and its options that are on."""
+    options = " ".join(f"{key}={value}" for key, value in spec.items() if key != "name" and value)
     return f"{spec['name']} {options}".strip()
 
 
@@ -80,7 +88,7 @@ def _lines(out: Console, lines: dict[str, str]) -> None:
         out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """1234567 -> 1.23M"""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:

@@ -3,19 +3,16 @@
 import json
 import os
 import re
-import shutil
-import subprocess
-import tempfile
-from html.parser import HTMLParser
 from pathlib import Path
 
+import pages
 import pytest
 from samples import CONTEXTS, PEERS, sample, write
 
 from ablate.benchmark.page import write_page
 from ablate.benchmark.results import read_results
-from ablate.benchmark.words import number, size
 from ablate.errors import AblateError, AblateWarning
+from ablate.page.words import number, size
 
 PLOTS = {"speedup", "memory", "latency", "throughput", "ways"}
 NUMBER = r"([\d.,]*\d)"
@@ -23,45 +20,7 @@ THREE_DIGITS = 0.006  # relative: what is lost in them
 HOSTILE = "<script>alert(1)</script>&\"'"
 
 
-class Page(HTMLParser):
-    """Sentences, notes and table of a page by their texts; all of its tags; the figures of its plots."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.texts: dict[str, list[str]] = {}  # by tag
-        self.rows: list[list[str]] = []
-        self._open: list[str] = []
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        script = self.texts["script"][-1]
-        self.figures = json.loads(re.search(r"const figures = (.*)\n", script)[1])
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "link", "img", "br"):
-            self._open.append(tag)
-            self.texts.setdefault(tag, []).append("")
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        if not self._open:
-            return
-        self.texts[self._open[-1]][-1] += data
-        if self._open[-1] in ("td", "th"):
-            self.rows[-1][-1] += data
-        if self._open[-1] == "small":
-            self.rows[-1][-1] += f"|{data}"
-
-    def table(self) -> list[dict[str, str]]:
-        return [dict(zip(self.rows[0], row, strict=True)) for row in self.rows[1:]]
-
+class Page(pages.Page):
     def says(self, pattern: str) -> list[float]:
         """The numbers of the one list item that matches; N stands for a number in the pattern."""
         found = [match for item in self.texts["li"] if (match := re.search(pattern.replace("N", NUMBER), item))]
@@ -417,48 +376,20 @@ def test_a_kill_leaves_the_old_page(tmp_path, monkeypatch):
 
 
 MARKS = {"speedup": 9, "memory": 21, "latency": 9, "throughput": 9, "ways": 15}  # points of three lines, and bars
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-WATCH = """<script>
-const errors = []
-addEventListener("error", event => errors.push(event.message))
-addEventListener("securitypolicyviolation", event => errors.push(event.violatedDirective))
-addEventListener("load", () => setTimeout(() => {
-  for (const select of document.querySelectorAll("select")) {
-    select.selectedIndex = select.options.length - 1
-    select.dispatchEvent(new Event("change"))
-  }
-  const plots = [...document.querySelectorAll(".js-plotly-plot")].map(plot => [plot.id, {
-    drawings: plot.querySelectorAll(".main-svg").length,
-    marks: plot.querySelectorAll(".trace .point path, .trace path.point").length,
-    choices: [...new Set(plot.data.filter(t => t.visible !== false && t.meta !== undefined).map(t => t.meta))],
-    ink: getComputedStyle(plot.querySelector(".xtick text")).fill,
-  }])
-  const wide = document.documentElement.scrollWidth > innerWidth
-  document.title = JSON.stringify({ errors, plots: Object.fromEntries(plots), wide })
-}, 500))
-</script>"""
+LINES = {"speedup": 3, "memory": 6, "latency": 6, "throughput": 6, "ways": 0}  # with their limits
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.skipif(pages.CHROMIUM is None, reason="no Chromium")
 @pytest.mark.parametrize(
-    ("scheme", "ink"), [("1", "rgb(28, 30, 33)"), ("0", "rgb(230, 232, 235)")], ids=["light", "dark"]
+    ("dark", "ink"), [(False, "rgb(28, 30, 33)"), (True, "rgb(230, 232, 235)")], ids=["light", "dark"]
 )
-def test_a_browser_draws_every_plot_and_every_choice(tmp_path, scheme, ink):
-    page = page_of(tmp_path, *three())
-    watched = tmp_path / "watched.html"
-    watched.write_text(page.source.replace("<style>", f"{WATCH}<style>", 1), encoding="utf-8")
-    options = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
-    with tempfile.TemporaryDirectory() as profile:
-        command = [CHROMIUM, *options.split(), f"--user-data-dir={profile}", "--window-size=600,2400"]
-        command += [f"--blink-settings=preferredColorScheme={scheme}", "--virtual-time-budget=10000", "--dump-dom"]
-        dom = subprocess.run(
-            [*command, watched.as_uri()], capture_output=True, text=True, timeout=120, check=True
-        ).stdout
-    seen = json.loads(re.search(r"<title>(.*?)</title>", dom)[1])
+def test_a_browser_draws_every_plot_and_every_choice(tmp_path, dark, ink):
+    seen = pages.seen_by_a_browser(page_of(tmp_path, *three()), tmp_path, dark=dark)
     assert seen["errors"] == []
     assert not seen["wide"]
     assert seen["plots"].keys() == PLOTS
     for name, plot in seen["plots"].items():
         last = {"speedup": [2], "memory": [], "latency": [2], "throughput": [2], "ways": [8]}[name]
-        assert plot == {"drawings": 3, "marks": MARKS[name], "choices": last, "ink": ink}
+        drawn = {"drawings": 3, "marks": MARKS[name], "lines": LINES[name]}
+        assert plot == drawn | {"choices": last, "ink": ink}

@@ -1,19 +1,34 @@
-"""How the plots of the generation benchmark look."""
+"""How the plots of the pages look."""
 
 import html
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import plotly.graph_objects as go
-
-from ablate.benchmark.results import Measured
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # of Okabe and Ito: read on any ground
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "pentagon")
 PATTERNS = ("", "/", "x")  # of bars, where the colours begin again
 GREY, FAINT = "#808080", "rgba(128, 128, 128, 0.3)"
 LABELS = 6  # of an axis: as many as a telephone has room for
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot of the page.
+
+    figure: None if too little was measured; the caption then says so.
+    choices: what it shows one at a time; a trace's `meta` is the number of its choice, None if it is in all. The
+    layout's `meta`, if there, lists what each choice changes of the layout.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: go.Figure | None = None
+    choices: list[str] = field(default_factory=list)
 
 
 def empty_figure(named: int) -> go.Figure:
@@ -77,15 +92,15 @@ def colour_of(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def error_bars(values: list[Measured], colour: str | None = None) -> dict[str, Any]:
-    return {
-        "color": colour,
-        "array": [value.max - value.median for value in values],
-        "arrayminus": [value.median - value.min for value in values],
-        "symmetric": False,
-        "thickness": 1.5,
-        "width": 4,
-    }
+def see_through(colour: str, opacity: float) -> str:
+    """#0072B2 -> rgba(0, 114, 178, 0.2)"""
+    return f"rgba{(*bytes.fromhex(colour.removeprefix('#')), opacity)}"
+
+
+def brief(name: str, most: int = 40) -> str:
+    """Its two ends, where it is too long for a plot."""
+    name = " ".join(name.split())
+    return name if len(name) <= most else f"{name[: most // 2]} … {name[-most // 2 + 3 :]}"
 
 
 def safe(text: str) -> str:

@@ -1,0 +1,113 @@
+"""The runs under a folder, and which arm each belongs to."""
+
+from pathlib import Path
+from typing import Any
+
+from ablate.errors import AblateError, did_you_mean
+from ablate.run import read_config, read_summary
+from ablate.study.question import Claim, Study
+from ablate.study.records import Record
+
+# Overrides that make no arm: where a run lies, what is kept of it, how it is shown.
+_NO_ARM = ("seed", "run_dir", "resume", "tags", "paths", "logger", "callbacks", "sample", "study", "experiment", "hydra")
+
+
+def read_runs(folder: Path) -> list[Record]:
+    """Every run of a study in `folder` and below, in the order of their paths.
+
+    Raises:
+        AblateError: a file that is damaged.
+    """
+    return [run for run in _runs(folder) if run.arm]
+
+
+def read_any_runs(folder: Path) -> list[Record]:
+    """Every run in `folder` and below. Its arm is the study's, or else the overrides in which it differs from others.
+
+    Raises:
+        AblateError: no such folder, no runs in it, or a file that is damaged.
+    """
+    if not folder.is_dir():
+        raise AblateError(f"runs={folder}: no such folder; expected one with run folders in it, such as one of a sweep")
+    runs = _runs(folder)
+    if not runs:
+        raise AblateError(f"runs={folder}: there is no run folder in it: none has a summary.json")
+    studied = [run for run in runs if run.arm]
+    if studied:
+        return [run for run in studied if run.config["study"].get("stage") != "tuning"] or studied
+    changes = [_changes(run) for run in runs]
+    common = set.intersection(*map(set, changes))
+    named = [", ".join(change for change in mine if change not in common) or "default" for mine in changes]
+    return [_named(run, name) for run, name in zip(runs, named, strict=True)]
+
+
+def study_of(records: list[Record], baseline: str | None, metric: str | None, margin: float | None) -> Study:
+    """The study that the runs belong to, or one made of their arms; what is given has the last word.
+
+    Raises:
+        AblateError: a baseline that is no arm; one arm alone.
+    """
+    node = next((r.config["study"] for r in records if r.config.get("study")), {})
+    arms = list(dict.fromkeys(record.arm for record in records))
+    if len(arms) < 2:
+        raise AblateError(f"runs: all {len(records)} are of one arm, '{arms[0]}': there is nothing to compare")
+    chosen = _arm(arms, baseline) if baseline else _default_baseline(arms, node)
+    return Study(
+        name=node.get("name") or "comparison",
+        question=node.get("question") or f"How do {len(arms)} arms compare?",
+        baseline=chosen,
+        arms={arm: [] for arm in arms},
+        seeds=sorted({record.seed for record in records}),
+        metric=metric or node.get("metric") or "val/loss",
+        margin=margin or node.get("margin") or 0.01,
+        match=node.get("match") or "none",
+        match_by=node.get("match_by") or "ffn",
+        hold=node.get("hold") or "tokens",
+        claims=_kept_claims(node, arms, chosen),
+    )
+
+
+def _kept_claims(node: dict[str, Any], arms: list[str], baseline: str) -> dict[str, Claim]:
+    """The study's claims, which are about its own baseline."""
+    if node.get("baseline") != baseline:
+        return {}
+    return {arm: Claim(**claim) for arm, claim in (node.get("claims") or {}).items() if arm in arms}
+
+
+def _default_baseline(arms: list[str], node: dict[str, Any]) -> str:
+    if node.get("baseline") in arms:
+        return node["baseline"]
+    return "default" if "default" in arms else arms[0]
+
+
+def _arm(arms: list[str], wanted: str) -> str:
+    """The arm of that name, or the only one that ends in it: `layernorm` for `model/norm=layernorm`."""
+    if wanted in arms:
+        return wanted
+    ending = [arm for arm in arms if arm.endswith(("/" + wanted, "." + wanted, "=" + wanted))]
+    if len(ending) == 1:
+        return ending[0]
+    raise AblateError(f"baseline: no arm '{wanted}'{did_you_mean(wanted, arms)}")
+
+
+def _runs(folder: Path) -> list[Record]:
+    """All of them, those of no study under the arm ''."""
+    found = []
+    for path in sorted(path.parent for path in folder.rglob("summary.json")):
+        config, summary = read_config(path), read_summary(path)
+        arm = (config.get("study") or {}).get("arm") or ""
+        seed = config.get("seed", summary.get("seed"))
+        if not isinstance(seed, int):
+            raise AblateError(f"{path}: its config.yaml names no seed; move it away, or mend it")
+        found.append(Record(path, arm, seed, summary.get("status", "running"), config, summary))
+    return found
+
+
+def _named(run: Record, arm: str) -> Record:
+    return Record(run.path, arm, run.seed, run.status, run.config, run.summary)
+
+
+def _changes(run: Record) -> list[str]:
+    """The overrides that make its arm."""
+    overrides = [str(o).lstrip("+") for o in run.summary.get("overrides", [])]
+    return sorted(o for o in overrides if not o.lstrip("~").startswith(_NO_ARM))

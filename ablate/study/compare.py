@@ -1,0 +1,35 @@
+"""A verdict from runs that are there: those of a study, or of any sweep."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ablate.errors import AblateError
+from ablate.study.collect import read_any_runs, study_of
+from ablate.study.report import write_report
+from ablate.study.terminal import show_verdict
+from ablate.study.verdict import judge
+
+
+def compare(config: DictConfig) -> None:
+    """What `conf/compare.yaml` and the overrides ask for.
+
+    Raises:
+        AblateError: no runs, one arm alone, a baseline that is none of them, a metric that no run logged.
+    """
+    for key in ("baseline", "metric", "out"):
+        _text(key, config[key])
+    margin = config.margin
+    if margin is not None and (not isinstance(margin, int | float) or isinstance(margin, bool) or not margin > 0):
+        raise AblateError(f"margin={margin}: expected a number above 0, in the metric's unit")
+    folder = Path(str(config.runs))
+    records = read_any_runs(folder)
+    study = study_of(records, config.baseline, config.metric, margin)
+    verdict = judge(study, records)
+    show_verdict(verdict, write_report(study, records, verdict, Path(config.out or folder / "report")))
+
+
+def _text(key: str, value: Any) -> None:
+    if value is not None and not isinstance(value, str):
+        raise AblateError(f"{key}={value}: expected a text; quote it: {key}='{value}'")

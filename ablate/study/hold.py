@@ -1,0 +1,59 @@
+"""What each run may spend: as many tokens as the baseline, as many training FLOPs, or as many seconds."""
+
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from ablate.errors import AblateError
+from ablate.model.config import DecoderConfig
+from ablate.study.plan import Arm, Compose
+from ablate.study.question import Study
+
+
+def hold(study: Study, arms: list[Arm], compose: Compose, shared: list[str]) -> list[Arm]:
+    """The arms, each with the number of steps that costs what the baseline's cost."""
+    if study.hold == "tokens":
+        return arms
+    cost = _flops(arms) if study.hold == "flops" else _seconds(arms)
+    baseline = arms[0].config["trainer"]["max_steps"] * cost[arms[0].name]
+    changed = [arms[0]]
+    for arm in arms[1:]:
+        steps = round(baseline / cost[arm.name])
+        if steps < 1:
+            raise AblateError(f"study.hold={study.hold}: one step of '{arm.name}' costs more than the whole baseline")
+        changed.append(arm.with_overrides([f"trainer.max_steps={steps}"], compose, shared))
+    return changed
+
+
+def _flops(arms: list[Arm]) -> dict[str, float]:
+    return {arm.name: arm.matched.budget.training_flops_per_token * _tokens_a_step(arm) for arm in arms}
+
+
+def _tokens_a_step(arm: Arm) -> int:
+    data, trainer = arm.config["data"], arm.config["trainer"]
+    return data["batch_size"] * data["context"] * trainer["accumulate_grad_batches"]
+
+
+def _seconds(arms: list[Arm], rounds: int = 3) -> dict[str, float]:
+    """Seconds of one optimiser step, measured here and now, in turn, with all that a run does around it."""
+    from ablate.benchmark.training import compare
+
+    print(f"study.hold=seconds: timing the steps of {len(arms)} arms in turn", flush=True)
+    rows = compare([_contestant(arm) for arm in arms], rounds, say=lambda line: None)
+    return {
+        arm.name: row["step_ms"] / 1e3 * arm.config["trainer"]["accumulate_grad_batches"]
+        for arm, row in zip(arms, rows, strict=True)
+    }
+
+
+def _contestant(arm: Arm):
+    from ablate.benchmark.training import Setting, ours, packed_batch
+    from ablate.training.hardware import has_bf16, resolve_accelerator
+
+    config = DecoderConfig.from_dict(arm.config["model"])
+    accelerator = resolve_accelerator(arm.config["trainer"]["accelerator"])
+    precision = arm.config["trainer"]["precision"]
+    if precision == "auto":
+        precision = "bf16-mixed" if has_bf16(accelerator) else "32-true"
+    batch = packed_batch(config, arm.config["data"]["batch_size"], documents_per_row=4, seed=0)
+    optimizer = instantiate(OmegaConf.create(arm.config["optimizer"]))
+    return ours(Setting(config, optimizer, batch, accelerator, steps=8, seed=0), precision, arm.config["compile"])

@@ -1,0 +1,144 @@
+"""The runs of a study: every arm composed and checked before the first one is trained."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ablate.compose import one_line, plain
+from ablate.errors import AblateError
+from ablate.model.config import load_plugins
+from ablate.run import read_config
+from ablate.study.match import Matched, match
+from ablate.study.question import Study
+
+Compose = Callable[[list[str]], DictConfig]
+
+# What a run may have otherwise and still be the same run.
+_ASIDE = ("run_dir", "resume", "paths", "logger", "callbacks", "tags", "sample", "study", "seed")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm, composed. `overrides`: all of its own, those that match its budget included."""
+
+    name: str
+    overrides: list[str]
+    config: dict[str, Any]
+    matched: Matched
+
+    def with_overrides(self, more: list[str], compose: Compose, shared: list[str]) -> "Arm":
+        overrides = [*self.overrides, *more]
+        return replace(self, overrides=overrides, config=composed(self.name, compose, [*shared, *overrides]))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be: of `arm`, with `seed`, in the folder `path`."""
+
+    arm: Arm
+    seed: int
+    path: Path
+    stage: str = "runs"
+
+    def overrides(self, shared: list[str]) -> list[str]:
+        resume = [f"resume='{self.path}'"] if (self.path / "summary.json").is_file() else []
+        named = [f"++study.arm={_quoted(self.arm.name)}", f"study.stage={self.stage}"]
+        return [*shared, *self.arm.overrides, f"seed={self.seed}", *named, f"run_dir='{self.path}'", *resume]
+
+
+def shared_overrides(arguments: list[str], study: Study) -> tuple[list[str], list[int]]:
+    """The command line's overrides that hold for all runs, and the seeds: its own, as in seed=0,1,2, or the study's.
+
+    Raises:
+        AblateError: an override of what the arms differ in; a sweep over anything but the seed.
+    """
+    shared, seeds = [], study.seeds
+    varied = {_key(o): name for name, overrides in study.arms.items() for o in overrides}
+    for text, override in zip(arguments, OverridesParser.create().parse_overrides(arguments), strict=True):
+        key = override.key_or_group
+        if key == "seed":
+            seeds = [int(s) for s in override.sweep_iterator()] if override.is_sweep_override() else [override.value()]
+        elif override.is_sweep_override():
+            raise AblateError(f"{text}: a study sweeps over its arms and seeds alone; {key} may have one value")
+        elif key in varied:
+            raise AblateError(f"{text}: the arm '{varied[key]}' of the study sets {key}; leave it out")
+        elif key not in ("run_dir", "resume"):
+            shared.append(text)
+    return shared, seeds
+
+
+def plan_arms(study: Study, compose: Compose, shared: list[str]) -> list[Arm]:
+    """All arms, the baseline first, at the baseline's budget.
+
+    Raises:
+        AblateError: an arm that does not compose, cannot be built or matched, by its name.
+    """
+    names = [study.baseline, *(name for name in study.arms if name != study.baseline)]
+    configs = {name: composed(name, compose, [*shared, *study.arms[name]]) for name in names}
+    load_plugins(configs[study.baseline]["plugins"])
+    arms = []
+    for name, matched in match(study, {name: config["model"] for name, config in configs.items()}).items():
+        overrides = [*study.arms[name], *([matched.override] if matched.override else [])]
+        arms.append(Arm(name, overrides, composed(name, compose, [*shared, *overrides]), matched))
+    if len({folder_name(name) for name in names}) < len(names):
+        raise AblateError("study.arms: two names differ in signs alone, and would share a folder; rename one")
+    return arms
+
+
+def composed(name: str, compose: Compose, overrides: list[str]) -> dict[str, Any]:
+    try:
+        config = compose(overrides)
+        return plain(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise AblateError(f"study.arms.{name}: {one_line(error)}") from error
+
+
+def same_as_baseline(arms: list[Arm]) -> list[str]:
+    """Arms whose configuration is the baseline's own."""
+    return [arm.name for arm in arms[1:] if compared(arm.config) == compared(arms[0].config)]
+
+
+def compared(config: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run what it is, its seed and its place aside."""
+    return {key: value for key, value in config.items() if key not in _ASIDE}
+
+
+def check_folder(job: Job) -> None:
+    """Raises AblateError if the job's folder holds a run with another configuration."""
+    if not (job.path / "summary.json").is_file():
+        return
+    wanted, found = compared(job.arm.config), compared(read_config(job.path))
+    key = next((key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key)), None)
+    if key is not None:
+        where, now, then = _first_difference(key, wanted.get(key), found.get(key))
+        raise AblateError(
+            f"{job.path}: was made with {where}={then}, and the study has {now}; give it another folder: run_dir=..."
+        )
+
+
+def _first_difference(key: str, now: Any, then: Any) -> tuple[str, Any, Any]:
+    if isinstance(now, dict) and isinstance(then, dict):
+        for name in sorted(now.keys() | then.keys()):
+            if now.get(name) != then.get(name):
+                return _first_difference(f"{key}.{name}", now.get(name), then.get(name))
+    return key, now, then
+
+
+def folder_name(arm: str) -> str:
+    """An arm's name as that of a folder."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", arm).strip("-.") or "arm"
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").split("=", 1)[0]
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

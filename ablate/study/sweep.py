@@ -1,0 +1,126 @@
+"""From a study to its report: arms times seeds, to whichever launcher is configured; what has ended is not run again.
+
+FOLDER/runs/ARM/seed_0 ...           run folders
+FOLDER/tuning/ARM/lr_0.001_seed_100  those that chose the learning rates
+FOLDER/report/                       the verdict
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig
+
+from ablate.compose import one_line, plain
+from ablate.errors import AblateError
+from ablate.study.collect import read_runs
+from ablate.study.hold import hold
+from ablate.study.plan import (
+    Arm,
+    Compose,
+    Job,
+    check_folder,
+    folder_name,
+    plan_arms,
+    same_as_baseline,
+    shared_overrides,
+)
+from ablate.study.progress import ENDED, Progress, status_of
+from ablate.study.question import Study, Tuning, read_study
+from ablate.study.report import write_report
+from ablate.study.terminal import show_plan, show_verdict, warn
+from ablate.study.tuning import choose, tuning_jobs
+from ablate.study.verdict import judge
+from ablate.training.folder import claimed
+
+Launch = Callable[..., Sequence[JobReturn]]
+
+
+def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: Launch) -> None:
+    """Runs the study that `config` holds, and writes its report; the same command goes on with what is left.
+
+    Raises:
+        AblateError: what the user can mend, before any training; at the end, runs that failed.
+    """
+    if config.get("study") is None:
+        raise AblateError("hydra/sweeper=study: there is no study; choose one with experiment=NAME")
+    node = plain(config.study)
+    study, tuning = read_study(node)
+    shared, seeds = shared_overrides(arguments, study)
+    if seeds != study.seeds:
+        study, tuning = read_study({**node, "seeds": seeds})
+    folder = Path(config.hydra.sweep.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    arms = hold(study, plan_arms(study, compose, shared), compose, shared)
+    show_plan(study, arms, folder)
+    for name in same_as_baseline(arms):
+        warn(f"the arm '{name}' is configured as the baseline: what differs between them is chance (an A/A study)")
+    with claimed(folder):
+        run = _Runner(folder, shared, launch)
+        tuned = None
+        if tuning is not None:
+            arms, tuned = _tune(study, tuning, arms, compose, run)
+        jobs = [Job(arm, seed, _place(folder, arm, seed)) for seed in seeds for arm in arms]
+        failures = run(jobs)
+        records = [r for r in read_runs(folder / "runs") if r.arm in study.arms and r.seed in seeds]
+        verdict = judge(study, records, tuned)
+        page = write_report(study, records, verdict, folder / "report")
+    show_verdict(verdict, page)
+    if failures:
+        raise AblateError(f"{failures} of {len(jobs)} runs failed; the same command takes them up again")
+
+
+def _place(folder: Path, arm: Arm, seed: int) -> Path:
+    return folder / "runs" / folder_name(arm.name) / f"seed_{seed}"
+
+
+def _tune(study: Study, tuning: Tuning, arms: list[Arm], compose: Compose, run: "_Runner") -> tuple[list[Arm], dict]:
+    """The arms, each at the learning rate that was its best, and what was tried."""
+    run(tuning_jobs(study, tuning, arms, run.folder, compose, run.shared))
+    tuned = choose(study, tuning, arms, read_runs(run.folder / "tuning"))
+    for name, found in tuned["arms"].items():
+        print(f"{name}: optimizer.lr={found['chosen']:g}", flush=True)
+        if found["edge"]:
+            warn(f"the best learning rate of '{name}' is at the edge of study.lr_grid: a better one may lie beyond")
+    chosen = {name: found["chosen"] for name, found in tuned["arms"].items()}
+    return [arm.with_overrides([f"optimizer.lr={chosen[arm.name]}"], compose, run.shared) for arm in arms], tuned
+
+
+class _Runner:
+    """Hands jobs to the launcher, and keeps going whatever becomes of one."""
+
+    def __init__(self, folder: Path, shared: list[str], launch: Launch):
+        self.folder, self.shared, self._launch = folder, shared, launch
+        self._launched = 0
+
+    def __call__(self, jobs: list[Job]) -> int:
+        """Runs those that have not ended yet; returns how many failed."""
+        for job in jobs:
+            check_folder(job)
+        progress = Progress.begin(self.folder, [job.path for job in jobs])
+        print(progress.line(), flush=True)
+        left = [job for job in jobs if status_of(job.path) not in ENDED]
+        for job in left:
+            if not (job.path / "summary.json").is_file():
+                shutil.rmtree(job.path, ignore_errors=True)  # killed before it had begun
+        if not left:
+            return 0
+        try:
+            returns = self._launch([job.overrides(self.shared) for job in left], initial_job_idx=self._launched)
+        except (SystemExit, KeyboardInterrupt):
+            print("the study was stopped; to go on: the same command again", flush=True)
+            raise
+        self._launched += len(left)
+        return sum(_failed(job, returned) for job, returned in zip(left, returns, strict=True))
+
+
+def _failed(job: Job, returned: JobReturn) -> bool:
+    """Whether a job neither finished nor diverged; then it is said why."""
+    if returned.status == JobStatus.COMPLETED or status_of(job.path) in ENDED:
+        return False
+    error: Any = returned._return_value
+    reason = one_line(error) if isinstance(error, AblateError) else f"{type(error).__name__}: {one_line(error)}"
+    warn(f"{job.arm.name}, seed {job.seed}: failed: {reason}")
+    return True

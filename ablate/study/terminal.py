@@ -1,0 +1,49 @@
+"""What a study says on the terminal: its arms and their budgets before, its verdicts after."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ablate.errors import AblateWarning
+from ablate.study.plan import Arm
+from ablate.study.question import Study
+from ablate.training.terminal import console, short
+
+
+def show_plan(study: Study, arms: list[Arm], folder: Path) -> None:
+    out = console()
+    out.print(f"[bold]{study.name}[/bold]: ", end="")
+    out.print(study.question, markup=False, highlight=False, soft_wrap=True)
+    costs = ("parameters", "without emb.", "active", "FLOPs/token", "cache/token")
+    table = Table("arm", *costs, "to baseline", "matched by", "steps", header_style="bold")
+    for arm in arms:
+        cost, matched = arm.matched.budget, arm.matched
+        table.add_row(
+            arm.name,
+            *(short(n) for n in (cost.total, cost.non_embedding, cost.active, cost.flops_per_token)),
+            f"{cost.kv_bytes_per_token} B",
+            "baseline" if arm.name == study.baseline else f"{matched.difference:+.2%}",
+            (matched.override or "").lstrip("+"),
+            str(arm.config["trainer"]["max_steps"]),
+        )
+    out.print(table)
+    rule = {"params": "as many parameters", "flops": "as many FLOPs a token", "none": "no budget matched"}[study.match]
+    out.print(f"{len(arms)} arms x {len(study.seeds)} seeds, {rule}, equal {study.hold}; in {folder}", highlight=False)
+
+
+def show_verdict(verdict: dict[str, Any], page: Path) -> None:
+    out = console()
+    out.print(f"\n[bold]{verdict['metric']} against {verdict['baseline']}[/bold]", highlight=False)
+    for name, arm in verdict["arms"].items():
+        claim = arm["claim"]
+        tested = f"  (claim: {claim['expect']}: {claim['outcome']})" if claim and claim["expect"] != "report" else ""
+        out.print(f"  {name}: {arm['sentence']}{tested}", markup=False, highlight=False, soft_wrap=True)
+    for note in verdict["notes"]:
+        out.print(f"  note: {note}", markup=False, highlight=False, soft_wrap=True, style="dim")
+    out.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    warnings.warn(AblateWarning(text), stacklevel=2)
