@@ -23,7 +23,7 @@ def main(config: DictConfig) -> float:
     try:
         return train(config, overrides)
     finally:
-        tell(hydra.sweep.dir)
+        tell(config.run_dir)
 
 
 if __name__ == "__main__":

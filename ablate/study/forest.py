@@ -5,7 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ablate.page.drawing import GREY, Plot, brief, colour_of, empty_figure, safe, see_through
+from ablate.page.drawing import GREY, Plot, brief, colour_of, empty_figure, line_of, safe, see_through
 from ablate.study.findings import Findings
 from ablate.study.words import UNITS, effect_and_interval, signed
 
@@ -42,7 +42,7 @@ def forest(findings: Findings) -> Plot:
 
 
 def _row(figure: go.Figure, arm: str, said: dict[str, Any], row: float, number: int) -> None:
-    colour = colour_of(number)
+    colour, symbol = colour_of(number), line_of(number)["marker"]["symbol"]  # as in the other plots
     effect, interval = effect_and_interval(said)
     figure.add_scatter(
         x=said["differences"],
@@ -61,7 +61,7 @@ def _row(figure: go.Figure, arm: str, said: dict[str, Any], row: float, number: 
         y=[row],
         error_x={"color": colour, "thickness": 3, "width": 7, **reach} if reach else None,
         mode="markers",
-        marker={"color": colour, "size": 13, "symbol": "square" if interval else "square-open"},
+        marker={"color": colour, "size": 13, "symbol": symbol if interval else f"{symbol}-open"},
         hovertext=f"{safe(arm)}: {effect} ({interval or 'no interval'}), pairs: {said['pairs']}",
         hoverinfo="text",
     )

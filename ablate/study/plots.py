@@ -60,9 +60,10 @@ def _from_baseline(findings: Findings) -> View:
     return View(
         f"{metric}, difference from {baseline}",
         AXES[TOKENS],
-        f"{metric} less {baseline}'s",
+        f"{metric} minus that of {baseline}",
         {arm: minus(by_seed[arm], by_seed.get(baseline, {})) for arm in findings.rivals},
         settled=True,
+        difference=True,
     )
 
 
@@ -88,7 +89,7 @@ def positions(findings: Findings) -> Plot:
     difference = {arm: minus(by_seed[arm], by_seed.get(baseline, {})) for arm in findings.rivals}
     views = [
         View("loss", POSITION, "validation loss, nats a token", {a: list(c.values()) for a, c in by_seed.items()}),
-        View(f"difference from {baseline}", POSITION, f"validation loss less {baseline}'s", difference),
+        View(f"difference from {baseline}", POSITION, f"loss minus that of {baseline}", difference),
     ]
     views = [view for view in views if not view.empty]
     if not views:

@@ -62,9 +62,9 @@ class Progress:
         return ", ".join(parts)
 
 
-def tell(folder: str) -> None:
-    """Prints how far the study in `folder` is."""
-    progress = Progress.read(Path(folder))
+def tell(run_dir: str) -> None:
+    """Prints how far the study is that the run in this folder is one of."""
+    progress = Progress.read(Path(run_dir).parents[2])
     if progress is not None:
         print(progress.line(), flush=True)
 

@@ -160,7 +160,7 @@ def mcnemar(first_only: int, second_only: int) -> float:
 
 
 def _constant(values: np.ndarray) -> bool:
-    return bool(np.ptp(values) <= CONSTANT * np.abs(values).max())
+    return bool(values.std() <= CONSTANT * np.abs(values).max())
 
 
 def in_words(verdict: Verdict, found: Comparison, unit: str) -> str:

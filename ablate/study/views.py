@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ablate.page.drawing import brief, colour_of, empty_figure, line_of, safe, see_through
+from ablate.page.drawing import GREY, brief, colour_of, empty_figure, line_of, safe, see_through
 from ablate.study.words import level
 from ablate.training.terminal import short
 
@@ -21,7 +21,7 @@ class View:
     """One choice of a plot.
 
     curves: arm -> a curve of each finished run. broken: arm -> of each run that diverged.
-    settled: whether the axis shows what comes after the start.
+    settled: whether the axis shows what comes after the start. difference: whether it shows zero too.
     """
 
     label: str
@@ -30,6 +30,7 @@ class View:
     curves: dict[str, list[Curve]]
     broken: dict[str, list[Curve]] = field(default_factory=dict)
     settled: bool = False
+    difference: bool = False
 
     @property
     def empty(self) -> bool:
@@ -74,6 +75,7 @@ def draw(views: list[View], arms: list[str]) -> go.Figure:
     layouts = [_layout(view) for view in views]
     figure.update_layout(layouts[0])
     figure.update_layout(meta=layouts)
+    figure.update_yaxes(zeroline=True, zerolinecolor=GREY)
     return figure
 
 
@@ -130,6 +132,7 @@ def _range(view: View) -> list[float] | None:
     ends = [y for line in lines for ys in (line.low, line.high) for x, y in zip(line.x, ys, strict=True) if x >= begin]
     if not ends:
         return None
+    ends += [0.0] if view.difference else []
     pad = 0.06 * (max(ends) - min(ends)) or 0.01
     return [min(ends) - pad, max(ends) + pad]
 

@@ -8,7 +8,7 @@ from ablate.study.findings import Findings, distinct, figure
 from ablate.study.records import TOKENS
 from ablate.training.terminal import short
 
-UNITS = {"val/loss": "nats a token", "train/loss": "nats a token", "val/bpb": "bits a byte", "val/accuracy": "of 1"}
+UNITS = {"val/loss": "nats a token", "train/loss": "nats a token", "val/bpb": "bits a byte"}
 MATCHED = {"params": "parameters", "flops": "forward FLOPs a token"}
 HELD = {"tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds of training"}
 BY = {"ffn": "the FFN's width", "depth": "depth", "dim": "width"}
@@ -71,7 +71,7 @@ def conditions(findings: Findings) -> list[str]:
         with_unit(study.metric),
         "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds",
         f"equal {MATCHED[study.match]}" if study.match in MATCHED else "",
-        f"equal {HELD[study.hold]}",
+        f"{'unequal' if _unequal(findings) else 'equal'} {HELD[study.hold]}",
         " / ".join(map(str, corpora)),
         " / ".join(machines),
     ]
@@ -103,13 +103,24 @@ def matched_in_words(findings: Findings) -> str:
 
 def held_in_words(findings: Findings) -> str:
     """What each run might spend, and what that came to in tokens."""
-    spent = [
-        steps * cost
-        for record in findings.records
-        if record.finished and (steps := figure(record, "steps")) and (cost := record.cost_of_step(TOKENS))
-    ]
-    sentence = f"{HELD[findings.study.hold]}, as many as the baseline"
+    spent, hold = _spent(findings), findings.study.hold
+    sentence = "nothing" if _unequal(findings) else f"{HELD[hold]}, as many as the baseline"
     if not spent:
         return sentence
     low, high = short(min(spent)), short(max(spent))
     return f"{sentence}; {low if low == high else f'{low} to {high}'} tokens a run"
+
+
+def _unequal(findings: Findings) -> bool:
+    """Whether finished runs saw unequal numbers of tokens where these should be held: as in a sweep of one's own."""
+    spent = _spent(findings)
+    return findings.study.hold == TOKENS and bool(spent) and max(spent) > 1.01 * min(spent)
+
+
+def _spent(findings: Findings) -> list[float]:
+    """The tokens of each finished run."""
+    return [
+        steps * cost
+        for run in findings.records
+        if run.finished and (steps := figure(run, "steps")) and (cost := run.cost_of_step(TOKENS))
+    ]

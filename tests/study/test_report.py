@@ -271,6 +271,16 @@ def test_learning_rates_say_what_was_chosen_and_at_what_edge(whole):
     assert "none: diverged, 1 of 2 at 0.01." in caption
 
 
+def test_where_no_tuning_run_finished_it_is_said(tmp_path):
+    tried = tuning()
+    for found in tried["arms"].values():
+        for point in found["points"]:
+            point[2] = None
+    page, *_ = report(tmp_path, tuning=tried)
+    assert "rates" not in page.figures
+    assert any(text.startswith("Learning rates: No tuning run finished.") for text in page.texts["li"])
+
+
 def test_what_the_arms_change_and_their_layers(whole):
     _, (page, _, _) = whole
     titles, *rows = page.tables[2]
@@ -303,6 +313,15 @@ def test_many_commands_are_not_all_told(tmp_path):
         one.summary["command"] = f"train.py seed={one.seed}"
     page, *_ = report(tmp_path, records=records)
     assert "train.py seed=2; and 3 more, in the runs' summary.json" in page.texts["dd"][0]
+
+
+def test_unequal_budgets_are_not_called_equal(tmp_path):
+    records = records_of(tmp_path / "runs", study())
+    for one in records:
+        one.summary["steps"] *= 2 if one.arm == "none" else 1
+    page, *_ = report(tmp_path, records=records)
+    assert "unequal tokens" in page.texts["p"][0]
+    assert "nothing; 1.64M to 3.28M tokens a run" in page.texts["dd"]
 
 
 def test_a_run_that_diverged_is_counted_and_drawn_and_not_averaged(tmp_path):

@@ -108,10 +108,10 @@ def test_an_effect_of_that_size_is_found_four_times_in_five(pairs):
 
 
 def test_planted_effects_are_recovered():
-    found = draws(2, mean=-0.05, sd=0.05 / detectable(6))
-    assert within_chance(sum(significant(one.p) for one in found), 0.8)
+    found = draws(2, mean=-0.05, sd=0.05 / detectable(6), count=1000)
+    assert within_chance(sum(significant(one.p) for one in found), 0.8, 1000)
     assert np.mean([one.effect for one in found]) == pytest.approx(-0.05, rel=0.02)
-    assert within_chance(sum(one.interval[0] <= -0.05 <= one.interval[1] for one in found), 0.95)
+    assert within_chance(sum(one.interval[0] <= -0.05 <= one.interval[1] for one in found), 0.95, 1000)
     assert np.mean([one.mde for one in found]) == pytest.approx(0.05, rel=0.06)
 
 
@@ -125,11 +125,11 @@ def test_no_effect_is_found_with_a_rate_of_alpha(pairs):
 
 def test_holm_keeps_the_rate_of_alpha_over_all_arms(monkeypatch):
     monkeypatch.setattr("gc.collect", int)  # statsmodels calls it each time, for a tenth of a second
-    p = np.array([one.p for one in draws(4, mean=0, sd=1, count=2 * DRAWS)]).reshape(DRAWS, 2)
+    p = stats.ttest_1samp(np.random.default_rng(4).normal(size=(DRAWS, 4, 6)), 0, axis=2).pvalue
     any_found = sum(any(map(significant, holm(list(row)))) for row in p)
     assert rate_at_most(any_found, 0.05)
     assert any_found > 0.03 * DRAWS
-    assert sum((row < 0.05).any() for row in p) > 0.08 * DRAWS  # without it
+    assert sum((row < 0.05).any() for row in p) > 0.15 * DRAWS  # without it
 
 
 @pytest.mark.parametrize("edge", [MARGIN, -MARGIN])

@@ -1,0 +1,75 @@
+"""Law 9: counted budgets are those of the models built, and matched arms lie within 1%."""
+
+import dataclasses
+
+import pytest
+
+import ablate
+from ablate.compose import compose_config, plain
+from ablate.errors import AblateError
+from ablate.model.config import AXES
+from ablate.study.match import TOLERANCE, budget_of, match
+from ablate.study.question import Study
+
+SIZE = ["model.dim=64", "model.depth=2", "model.context=64", "model.vocab_size=512"]
+MEASURES = {"params": "total", "flops": "flops_per_token"}
+
+
+def resolved(*overrides: str) -> dict:
+    return plain(compose_config("build", ["model=gqa_rope", *SIZE, *overrides]).model)
+
+
+def study(**changes) -> Study:
+    base = Study(name="x", question="?", baseline="base", arms={"base": [], "arm": []}, seeds=[0], match="params")
+    return dataclasses.replace(base, **changes)
+
+
+def matched(model: dict, **changes):
+    return match(study(**changes), {"base": resolved(), "arm": model})
+
+
+@pytest.mark.parametrize("rule", MEASURES)
+@pytest.mark.parametrize("axis, name", [(axis, name) for axis in AXES for name in AXES[axis].names()])
+def test_every_component_is_matched_by_the_width_of_the_ffn(axis, name, rule):
+    found = matched(resolved(f"model/{axis}={name}"), match=rule)
+    target = getattr(found["base"].budget, MEASURES[rule])
+    assert abs(getattr(found["arm"].budget, MEASURES[rule]) / target - 1) <= TOLERANCE
+    assert found["base"].override is None
+
+
+@pytest.mark.parametrize("by", ["depth", "dim"])
+def test_depth_and_width_are_matched_on_request(by):
+    wide = resolved("model.depth=5" if by == "dim" else "model.dim=48", "model.ffn.hidden=20")
+    try:
+        found = matched(wide, match_by=by)
+    except AblateError as error:
+        assert "within 1%" in str(error)
+    else:
+        assert abs(found["arm"].difference) <= TOLERANCE and found["arm"].override.startswith(f"++model.{by}=")
+
+
+def test_the_solved_override_gives_the_budget_that_was_told():
+    found = matched(resolved("model/attention=mqa"))["arm"]
+    built = ablate.build("gqa_rope", overrides=[*SIZE, "model/attention=mqa", found.override.lstrip("+")])
+    assert ablate.budget(built) == found.budget
+    assert sum(p.numel() for p in built.parameters()) == found.budget.total
+
+
+def test_an_arm_within_one_percent_stays_as_it_is():
+    found = matched(resolved("model/norm=layernorm"))["arm"]
+    assert found.override is None and found.difference != 0
+
+
+def test_nothing_is_matched_where_nothing_is_asked():
+    found = matched(resolved("model.ffn.hidden=512"), match="none")["arm"]
+    assert found.override is None and found.difference > 0.1
+
+
+def test_what_no_size_matches_is_refused():
+    with pytest.raises(AblateError, match=r"study.arms.arm: no model.depth brings it within 1%"):
+        matched(resolved("model.dim=48"), match_by="depth")
+
+
+def test_a_budget_is_counted_without_weights():
+    giant = resolved("model.dim=8192", "model.depth=80", "model.heads=64")
+    assert budget_of(giant).total > 5e10
