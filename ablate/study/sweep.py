@@ -22,6 +22,7 @@ from ablate.study.plan import (
     Compose,
     Job,
     check_folder,
+    check_metric,
     folder_name,
     plan_arms,
     same_as_baseline,
@@ -52,11 +53,13 @@ def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: La
     if seeds != study.seeds:
         study, tuning = read_study({**node, "seeds": seeds})
     folder = Path(config.hydra.sweep.dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    arms = hold(study, plan_arms(study, compose, shared), compose, shared)
+    arms = plan_arms(study, compose, shared)
+    check_metric(study, arms[0])
+    arms = hold(study, arms, compose, shared)
     show_plan(study, arms, folder)
     for name in same_as_baseline(arms):
         warn(f"the arm '{name}' is configured as the baseline: what differs between them is chance (an A/A study)")
+    folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder):
         run = _Runner(folder, shared, launch)
         tuned = None

@@ -9,7 +9,7 @@ from training.harness import assert_refused, before_step, signal_at, summary
 
 from ablate.training import by_position
 
-ARMS = "{rms: [model/norm=rmsnorm], layer: [model/norm=layernorm]}"
+ARMS = "{rms: ['model/norm=rmsnorm'], layer: ['model/norm=layernorm']}"
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def study(command, place, monkeypatch):
         tiny = [o for o in place.overrides if "max_steps" not in o]
         return command(
             "train.py", "-m", *tiny, "trainer.max_steps=4", "sample=null", "study=default", *given,
-            f"study.arms={arms}", f"run_dir={folder}", *overrides,
+            f"++study.arms={arms}", f"run_dir={folder}", *overrides,
         )  # fmt: skip
 
     run.folder = place.runs / "norms"
@@ -68,7 +68,7 @@ def test_pairs_see_the_same_tokens(study, monkeypatch):
 
 
 def test_two_names_for_one_arm_never_differ(study):
-    outcome = study(arms="{rms: [model/norm=rmsnorm], same: [model/norm=rmsnorm]}")
+    outcome = study(arms="{rms: ['model/norm=rmsnorm'], same: ['model/norm=rmsnorm']}")
     assert outcome.status == 0 and "A/A" in outcome.err
     found = verdict(study.folder)["arms"]["same"]
     assert found["effect"] == 0 and found["verdict"] == "equivalent"
@@ -130,7 +130,7 @@ def test_a_sweep_over_the_seed_sets_the_seeds(study):
 
 
 def test_arms_are_matched(study):
-    arms = "{swiglu: [model/ffn=swiglu], relu: [model/ffn=relu, model.ffn.hidden=400]}"
+    arms = "{swiglu: ['model/ffn=swiglu'], relu: ['model/ffn=relu', 'model.ffn.hidden=400']}"
     outcome = study("study.baseline=swiglu", "study.seeds=[0]", arms=arms)
     assert outcome.status == 0 and "model.ffn.hidden=" in outcome.out
     totals = [summary(study.folder / f"runs/{arm}/seed_0")["budget"]["total"] for arm in ("swiglu", "relu")]
@@ -139,7 +139,7 @@ def test_arms_are_matched(study):
 
 @pytest.mark.parametrize("spent", ["flops", "seconds"])
 def test_a_study_may_hold_flops_or_seconds(study, spent):
-    arms = "{base: [model.depth=2], deep: [model.depth=6]}"
+    arms = "{base: ['model.depth=2'], deep: ['model.depth=6']}"
     outcome = study("study.baseline=base", "study.seeds=[0]", "study.match=none", f"study.hold={spent}", arms=arms)
     assert outcome.status == 0, outcome.err
     steps = {arm: summary(study.folder / f"runs/{arm}/seed_0")["steps"] for arm in ("base", "deep")}
@@ -163,9 +163,9 @@ def test_learning_rates_are_tuned_on_seeds_of_their_own(study):
         (["model/norm=none"], "the arm 'rms' of the study sets model/norm"),
         (["model.dim=16,32"], "may have one value"),
         (["study.baseline=rm"], "did you mean 'rms'"),
-        (["study.arms={rms: [model/norm=rmsnorm], bad: [model/norm=rmsnrm]}"], "study.arms.bad"),
-        (["study.arms={rms: [model/norm=rmsnorm], bad: [model.norm.epss=1]}"], "study.arms.bad"),
-        (["study.arms={rms: [], bad: [model.depth=2.5]}"], "model.depth"),
+        (["++study.arms={rms: ['model/norm=rmsnorm'], bad: ['model/norm=rmsnrm']}"], "study.arms.bad"),
+        (["++study.arms={rms: ['model/norm=rmsnorm'], bad: ['model.norm.epss=1']}"], "study.arms.bad"),
+        (["++study.arms={rms: [], bad: ['model.depth=2.5']}"], "model.depth"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused_in_one_line(study, overrides, said):
