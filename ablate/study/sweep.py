@@ -71,6 +71,10 @@ def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: La
         verdict = judge(study, records, tuned)
         page = write_report(study, records, verdict, folder / "report")
     show_verdict(verdict, page)
+    if "wandb" in config.logger:
+        from ablate.study.wandb import log_verdict
+
+        log_verdict(verdict, page.parent, config.logger.wandb, folder)
     if failures:
         raise AblateError(f"{failures} of {len(jobs)} runs failed; the same command takes them up again")
 
