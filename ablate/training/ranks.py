@@ -7,6 +7,7 @@ started; Lightning starts the others by the same command, unless torchrun or Slu
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -32,6 +33,7 @@ from ablate.training.lightning import quiet
 
 STRATEGIES = ("auto", "ddp")
 _PATIENCE_S = 30.0  # with ranks that have the same reason to end as rank 0
+_GRACE_S = 3.0  # between the end of one rank and the notice of another
 
 
 @dataclass(frozen=True)
@@ -184,50 +186,75 @@ def ending_together(trainer: Trainer, agreed: tuple[type[Exception], ...]) -> It
     Raises:
         AblateError: one of them has died.
     """
+    watch = _Watch(trainer)
+    watch.start()
+    patience_s = 0.0
     try:
         yield
+        patience_s = _PATIENCE_S
     except agreed:
-        _dismiss(trainer, _PATIENCE_S)
+        patience_s = _PATIENCE_S
         raise
     except RuntimeError as error:
-        died = _dead(trainer)
-        _dismiss(trainer, 0)
-        if died is None:
-            raise
-        raise AblateError(died) from error
-    except BaseException:
-        _dismiss(trainer, 0)
+        if watch.found.wait(_GRACE_S if watch.processes else 0):  # a broken connection is noticed before its cause
+            raise AblateError(watch.died) from error
         raise
-    _dismiss(trainer, _PATIENCE_S)
+    finally:
+        watch.ended.set()
+        watch.dismiss(patience_s)
 
 
-def _processes(trainer: Trainer) -> list:
-    return getattr(trainer.strategy.launcher, "procs", [])
+class _Watch(threading.Thread):
+    """Looks after the processes that Lightning started. If one fails, this process ends with it, even from a wait for
+    it that nothing else would end. Lightning's own observer ends it too, but by SIGKILL and without a word."""
 
+    def __init__(self, trainer: Trainer):
+        super().__init__(daemon=True)
+        self._launcher, self._rank, self._path = (
+            trainer.strategy.launcher,
+            trainer.global_rank,
+            trainer.default_root_dir,
+        )
+        self.ended, self.found, self.died = threading.Event(), threading.Event(), ""
+        self._taken: list[subprocess.Popen] = []
 
-def _dead(trainer: Trainer) -> str | None:
-    """How the first rank ended that has failed; a broken connection is noticed a little earlier than its cause."""
-    until = time.monotonic() + (3.0 if _processes(trainer) else 0.0)
-    while time.monotonic() < until:
-        for rank, process in enumerate(_processes(trainer), trainer.global_rank + 1):
-            code = process.poll()
-            if code:
-                how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-                return f"rank {rank} {how}, and the run with it; to go on: resume={trainer.default_root_dir}"
-        time.sleep(0.05)
-    return None
+    @property
+    def processes(self) -> list[subprocess.Popen]:
+        """Lightning's own list, which it makes anew when it starts them; its observer reads it."""
+        return getattr(self._launcher, "procs", [])
 
+    def run(self) -> None:
+        while not self.ended.wait(0.1) and not self.found.is_set():
+            for rank, process in enumerate(self.processes, self._rank + 1):
+                if process.poll():
+                    self._tell(rank, process.returncode)
+                    break
+        if self.found.is_set() and not self.ended.wait(_GRACE_S):
+            print(f"error: {self.died}", file=sys.stderr, flush=True)
+            self.dismiss(0)
+            os._exit(1)
 
-def _dismiss(trainer: Trainer, patience_s: float) -> None:
-    processes = list(_processes(trainer))
-    _processes(trainer).clear()  # Lightning's observer, which kills this process when one of them failed, sees none
-    until = time.monotonic() + patience_s
-    while time.monotonic() < until and any(process.poll() is None for process in processes):
-        time.sleep(0.02)
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+    def _tell(self, rank: int, code: int) -> None:
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+        self.died = f"rank {rank} {how}, and the run with it; to go on: resume={self._path}"
+        self._take()
+        self.found.set()
+
+    def _take(self) -> list[subprocess.Popen]:
+        """All processes, which the observer sees no longer."""
+        self._taken += self.processes
+        self.processes.clear()
+        return self._taken
+
+    def dismiss(self, patience_s: float) -> None:
+        """Waits for the processes to end, then ends them."""
+        until = time.monotonic() + patience_s
+        for process in self._take():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 def _multirun() -> bool:

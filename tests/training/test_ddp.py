@@ -75,7 +75,7 @@ def test_every_row_is_validated_once(world):
         (["trainer.devices=0"], ["trainer.devices=0", "at least 1"]),
         (["trainer.devices=auto"], ["trainer.devices=auto", "whole number"]),
         (["trainer.num_nodes=2"], ["run_dir=null", "set run_dir=..."]),
-        (["trainer.devices=3", "data.batch_size=20"], ["fewer than one batch", "60 x 32"]),
+        (["trainer.devices=3", "data.batch_size=80"], ["fewer than one batch", "240 x 32"]),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(command, place, overrides, said):
@@ -202,6 +202,14 @@ def test_a_rank_that_dies_ends_the_run(run, place, tmp_path, action, said):
         assert line.startswith(start)
     assert f"resume={tmp_path / 'run'}" in lines[-1]
     assert summary(tmp_path / "run")["status"] == "failed"
+
+
+@pytest.mark.slow
+def test_a_rank_that_cannot_start_ends_the_run(run, place, tmp_path):
+    (tmp_path / "absent.py").write_text("import os\nif os.environ.get('LOCAL_RANK') == '1':\n    os._exit(7)\n")
+    words = [*place.overrides, *DDP, "plugins=[absent]", f"run_dir={tmp_path / 'run'}"]
+    outcome = run("train.py", *words, plugins=tmp_path)
+    assert_refused(outcome, "rank 1 ended with exit status 7", f"resume={tmp_path / 'run'}")
 
 
 @pytest.mark.slow
