@@ -210,11 +210,8 @@ class _Watch(threading.Thread):
 
     def __init__(self, trainer: Trainer):
         super().__init__(daemon=True)
-        self._launcher, self._rank, self._path = (
-            trainer.strategy.launcher,
-            trainer.global_rank,
-            trainer.default_root_dir,
-        )
+        self._launcher, self._rank = trainer.strategy.launcher, trainer.global_rank
+        self._path = trainer.default_root_dir
         self.ended, self.found, self.died = threading.Event(), threading.Event(), ""
         self._taken: list[subprocess.Popen] = []
 
@@ -237,8 +234,8 @@ class _Watch(threading.Thread):
     def _tell(self, rank: int, code: int) -> None:
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
         self.died = f"rank {rank} {how}, and the run with it; to go on: resume={self._path}"
-        self._take()
         self.found.set()
+        self._take()
 
     def _take(self) -> list[subprocess.Popen]:
         """All processes, which the observer sees no longer."""
