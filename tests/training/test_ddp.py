@@ -101,6 +101,7 @@ def run(tmp_path_factory):
     def start(*arguments: str, plugins: Path | None = None) -> Outcome:
         path = os.pathsep.join(str(p) for p in (ROOT, plugins) if p)
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        environment.pop("HYDRA_FULL_ERROR", None)  # which a command in this process leaves behind
         log = tmp_path_factory.mktemp("log")
         with (log / "out").open("w") as out, (log / "err").open("w") as err:
             process = subprocess.run(
