@@ -18,12 +18,9 @@ def main(config: DictConfig) -> float:
         return train(config, overrides)
     if config.study is None:
         return train(config, overrides, job=hydra.job.num, sweep_dir=hydra.sweep.dir)
-    from ablate.study.progress import tell
+    from ablate.study.one_run import run
 
-    try:
-        return train(config, overrides)
-    finally:
-        tell(config.run_dir)
+    return run(config, overrides)
 
 
 if __name__ == "__main__":

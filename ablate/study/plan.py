@@ -50,9 +50,8 @@ class Job:
     stage: str = "runs"
 
     def overrides(self, shared: list[str]) -> list[str]:
-        resume = [f"resume='{self.path}'"] if (self.path / "summary.json").is_file() else []
         named = [f"++study.arm={_quoted(self.arm.name)}", f"study.stage={self.stage}"]
-        return [*shared, *self.arm.overrides, f"seed={self.seed}", *named, f"run_dir='{self.path}'", *resume]
+        return [*shared, *self.arm.overrides, f"seed={self.seed}", *named, f"run_dir='{self.path}'"]
 
 
 def shared_overrides(arguments: list[str], study: Study) -> tuple[list[str], list[int]]:

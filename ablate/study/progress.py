@@ -1,7 +1,10 @@
-"""How far a study is: told by each run as it ends, whichever process or machine it runs on."""
+"""How far a study is: told by each run as it ends, or read from the run folders where others write them."""
 
 import json
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from ablate.errors import AblateError
 from ablate.run import read_summary, write_json
 
 ENDED = ("finished", "diverged")  # a run that did either is not run again
+_OVER = (*ENDED, "failed")
 _FILE = "progress.json"
 
 
@@ -67,6 +71,33 @@ def tell(run_dir: str) -> None:
     progress = Progress.read(Path(run_dir).parents[2])
     if progress is not None:
         print(progress.line(), flush=True)
+
+
+@contextmanager
+def watched(progress: Progress, every_s: float = 2.0) -> Iterator[None]:
+    """Prints how far the study is whenever that changes, while other processes run it."""
+    done = threading.Event()
+    shown = progress.statuses(_OVER)
+
+    def show() -> None:
+        nonlocal shown
+        now = progress.statuses(_OVER)
+        if now != shown:
+            shown = now
+            print(progress.line(), flush=True)
+
+    def watch() -> None:
+        while not done.wait(every_s):
+            show()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        show()
 
 
 def _time(seconds: float) -> str:

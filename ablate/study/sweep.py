@@ -2,21 +2,21 @@
 
 FOLDER/runs/ARM/seed_0 ...           run folders
 FOLDER/tuning/ARM/lr_0.001_seed_100  those that chose the learning rates
+FOLDER/output/                       what runs in other processes have printed
 FOLDER/report/                       the verdict
 """
 
-import shutil
-from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
-from ablate.compose import one_line, plain
+from ablate.compose import plain
 from ablate.errors import AblateError
 from ablate.study.collect import read_runs
 from ablate.study.hold import hold
+from ablate.study.launchers import Launch, is_elsewhere, launch_all, launcher_of, reason, sigterm_exits
 from ablate.study.plan import (
     Arm,
     Compose,
@@ -28,15 +28,13 @@ from ablate.study.plan import (
     same_as_baseline,
     shared_overrides,
 )
-from ablate.study.progress import ENDED, Progress, status_of
+from ablate.study.progress import ENDED, Progress, status_of, watched
 from ablate.study.question import Study, Tuning, read_study
 from ablate.study.report import write_report
 from ablate.study.terminal import show_plan, show_verdict, warn
 from ablate.study.tuning import choose, tuning_jobs
 from ablate.study.verdict import judge
 from ablate.training.folder import claimed
-
-Launch = Callable[..., Sequence[JobReturn]]
 
 
 def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: Launch) -> None:
@@ -53,6 +51,8 @@ def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: La
     if seeds != study.seeds:
         study, tuning = read_study({**node, "seeds": seeds})
     folder = Path(config.hydra.sweep.dir)
+    if is_elsewhere(config.hydra):
+        folder = folder.absolute()  # Hydra makes it wherever a job's process begins
     arms = plan_arms(study, compose, shared)
     check_metric(study, arms[0])
     arms = hold(study, arms, compose, shared)
@@ -60,8 +60,8 @@ def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: La
     for name in same_as_baseline(arms):
         warn(f"the arm '{name}' is configured as the baseline: what differs between them is chance (an A/A study)")
     folder.mkdir(parents=True, exist_ok=True)
-    with claimed(folder):
-        run = _Runner(folder, shared, launch)
+    with claimed(folder), sigterm_exits():
+        run = _Runner(folder, shared, launch, config.hydra)
         tuned = None
         if tuning is not None:
             arms, tuned = _tune(study, tuning, arms, compose, run)
@@ -98,8 +98,9 @@ def _tune(study: Study, tuning: Tuning, arms: list[Arm], compose: Compose, run: 
 class _Runner:
     """Hands jobs to the launcher, and keeps going whatever becomes of one."""
 
-    def __init__(self, folder: Path, shared: list[str], launch: Launch):
+    def __init__(self, folder: Path, shared: list[str], launch: Launch, hydra: DictConfig):
         self.folder, self.shared, self._launch = folder, shared, launch
+        self._launcher, self._elsewhere = launcher_of(hydra), is_elsewhere(hydra)
         self._launched = 0
 
     def __call__(self, jobs: list[Job]) -> int:
@@ -109,13 +110,11 @@ class _Runner:
         progress = Progress.begin(self.folder, [job.path for job in jobs])
         print(progress.line(), flush=True)
         left = [job for job in jobs if status_of(job.path) not in ENDED]
-        for job in left:
-            if not (job.path / "summary.json").is_file():
-                shutil.rmtree(job.path, ignore_errors=True)  # killed before it had begun
         if not left:
             return 0
         try:
-            returns = self._launch([job.overrides(self.shared) for job in left], initial_job_idx=self._launched)
+            with watched(progress) if self._elsewhere else nullcontext():
+                returns = launch_all(self._launch, left, self.shared, self._launched, self._launcher)
         except (SystemExit, KeyboardInterrupt):
             print("the study was stopped; to go on: the same command again", flush=True)
             raise
@@ -127,7 +126,5 @@ def _failed(job: Job, returned: JobReturn) -> bool:
     """Whether a job neither finished nor diverged; then it is said why."""
     if returned.status == JobStatus.COMPLETED or status_of(job.path) in ENDED:
         return False
-    error: Any = returned._return_value
-    reason = one_line(error) if isinstance(error, AblateError) else f"{type(error).__name__}: {one_line(error)}"
-    warn(f"{job.arm.name}, seed {job.seed}: failed: {reason}")
+    warn(f"{job.arm.name}, seed {job.seed}: failed: {reason(returned._return_value)}")
     return True

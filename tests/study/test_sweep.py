@@ -55,6 +55,7 @@ def test_a_study_runs_every_arm_with_every_seed_to_its_verdict(study):
     assert verdict(study.folder)["arms"]["layer"]["pairs"] == 3
 
 
+@pytest.mark.slow
 def test_pairs_see_the_same_tokens(study, monkeypatch):
     seen = {}
 
@@ -74,6 +75,7 @@ def test_two_names_for_one_arm_never_differ(study):
     assert found["effect"] == 0 and found["verdict"] == "equivalent"
 
 
+@pytest.mark.slow
 def test_a_study_that_was_stopped_goes_on(study, monkeypatch):
     with monkeypatch.context() as patch:
         signal_at(patch, step=3, signum=signal.SIGTERM)
@@ -84,6 +86,7 @@ def test_a_study_that_was_stopped_goes_on(study, monkeypatch):
     assert set(status(study.folder).values()) == {"finished"} and len(status(study.folder)) == 4
 
 
+@pytest.mark.slow
 def test_a_killed_run_without_a_checkpoint_is_begun_again(study):
     assert study().status == 0
     before = verdict(study.folder)["arms"]["layer"]["effect"]
@@ -94,6 +97,7 @@ def test_a_killed_run_without_a_checkpoint_is_begun_again(study):
     assert verdict(study.folder)["arms"]["layer"]["effect"] == before
 
 
+@pytest.mark.slow
 def test_a_crashed_run_is_counted_and_the_rest_goes_on(study, monkeypatch):
     def crash(module, batch):
         if module.trainer.default_root_dir.endswith("layer/seed_0"):
@@ -109,6 +113,7 @@ def test_a_crashed_run_is_counted_and_the_rest_goes_on(study, monkeypatch):
     assert verdict(study.folder)["arms"]["layer"]["pairs"] == 2
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_counted_and_not_run_again(study, monkeypatch):
     def diverge(module, batch):
         if "layer" in module.trainer.default_root_dir:
@@ -124,11 +129,13 @@ def test_a_diverged_run_is_counted_and_not_run_again(study, monkeypatch):
     assert "#0" not in study().out
 
 
+@pytest.mark.slow
 def test_a_sweep_over_the_seed_sets_the_seeds(study):
     assert study("seed=3,4").status == 0
     assert set(status(study.folder)) == {"rms/seed_3", "rms/seed_4", "layer/seed_3", "layer/seed_4"}
 
 
+@pytest.mark.slow
 def test_arms_are_matched(study):
     arms = "{swiglu: ['model/ffn=swiglu'], relu: ['model/ffn=relu', 'model.ffn.hidden=400']}"
     outcome = study("study.baseline=swiglu", "study.seeds=[0]", arms=arms)
@@ -137,16 +144,18 @@ def test_arms_are_matched(study):
     assert abs(totals[1] / totals[0] - 1) <= 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spent", ["flops", "seconds"])
 def test_a_study_may_hold_flops_or_seconds(study, spent):
-    arms = "{base: ['model.depth=2'], deep: ['model.depth=6']}"
+    arms = "{base: ['model.ffn.hidden=32'], wide: ['model.ffn.hidden=900']}"
     outcome = study("study.baseline=base", "study.seeds=[0]", "study.match=none", f"study.hold={spent}", arms=arms)
     assert outcome.status == 0, outcome.err
-    steps = {arm: summary(study.folder / f"runs/{arm}/seed_0")["steps"] for arm in ("base", "deep")}
-    assert steps["base"] == 4 and steps["deep"] < 4
+    steps = {arm: summary(study.folder / f"runs/{arm}/seed_0")["steps"] for arm in ("base", "wide")}
+    assert steps["base"] == 4 and steps["wide"] < 4
     assert verdict(study.folder)["hold"] == spent
 
 
+@pytest.mark.slow
 def test_learning_rates_are_tuned_on_seeds_of_their_own(study):
     outcome = study("study.tune=lr", "study.lr_grid=[1e-5,3e-3]", "study.tuning_seeds=[7]", "study.seeds=[0]")
     assert outcome.status == 0, outcome.err
@@ -183,6 +192,7 @@ def test_a_study_wants_m(command, place):
     assert_refused(outcome, "position is a study", "-m")
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_settings_is_refused(study):
     assert study("study.seeds=[0]").status == 0
     assert_refused(study("study.seeds=[0]", "model.depth=3"), "model.depth=2", "run_dir=")
