@@ -169,7 +169,7 @@ def test_learning_rates_are_tuned_on_seeds_of_their_own(study):
 @pytest.mark.parametrize(
     "overrides, said",
     [
-        (["model/norm=none"], "the arm 'rms' of the study sets model/norm"),
+        (["model/norm=none"], "of the study sets model/norm"),
         (["model.dim=16,32"], "may have one value"),
         (["study.baseline=rm"], "did you mean 'rms'"),
         (["++study.arms={rms: ['model/norm=rmsnorm'], bad: ['model/norm=rmsnrm']}"], "study.arms.bad"),
