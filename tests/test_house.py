@@ -16,6 +16,7 @@ ENTRY_POINTS = {"train", "generate", "benchmark", "compare", "explain", "export"
 
 LOW = {"ablate.errors", "ablate.model", "ablate.data"}
 RUNS = {"ablate.accounting", "ablate.compose", "ablate.run"}
+TRAINED = {"ablate.generation", "ablate.training"}
 
 # package: (what it may import of ablate, which other packages it never imports)
 CONTRACT = {

@@ -68,6 +68,7 @@ def test_pairs_see_the_same_tokens(study, monkeypatch):
     assert all((a == b).all() for a, b in zip(rms, layer, strict=True)) and len(rms) == 4
 
 
+@pytest.mark.slow
 def test_two_names_for_one_arm_never_differ(study):
     outcome = study(arms="{rms: ['model/norm=rmsnorm'], same: ['model/norm=rmsnorm']}")
     assert outcome.status == 0 and "A/A" in outcome.err
@@ -187,9 +188,8 @@ def test_a_metric_that_no_run_logs_is_refused_before_training(study):
     assert not list(study.folder.rglob("summary.json"))
 
 
-def test_a_study_wants_m(command, place):
-    outcome = command("train.py", *place.overrides, "experiment=position")
-    assert_refused(outcome, "position is a study", "-m")
+def test_a_study_wants_m(command):
+    assert_refused(command("train.py", "experiment=position"), "position is a study", "-m")
 
 
 @pytest.mark.slow

@@ -50,6 +50,7 @@ def table(run):
     return [dict(zip(found["columns"], row, strict=True)) for row in found["data"]]
 
 
+@pytest.mark.slow
 def test_every_run_of_a_study_is_on_wandb_and_so_is_its_verdict(command, place):
     folder = place.runs / "norms"
     tiny = [o for o in place.overrides if "max_steps" not in o]
