@@ -196,32 +196,29 @@ def ending_together(trainer: Trainer, agreed: tuple[type[Exception], ...]) -> It
         patience_s = _PATIENCE_S
         raise
     except RuntimeError as error:
-        if watch.found.wait(_GRACE_S if watch.processes else 0):  # a broken connection is noticed before its cause
+        if watch.processes and watch.found.wait(_GRACE_S):  # a broken connection is noticed before its cause
             raise AblateError(watch.died) from error
         raise
     finally:
         watch.ended.set()
+        watch.join()
         watch.dismiss(patience_s)
 
 
 class _Watch(threading.Thread):
-    """Looks after the processes that Lightning started. If one fails, this process ends with it, even from a wait for
-    it that nothing else would end. Lightning's own observer ends it too, but by SIGKILL and without a word."""
+    """Looks after the processes that Lightning starts. If one fails, this process ends with it, even from a wait for
+    it that nothing else would end. Lightning's own observer would end it by SIGKILL, without a word: it gets none."""
 
     def __init__(self, trainer: Trainer):
         super().__init__(daemon=True)
         self._launcher, self._rank = trainer.strategy.launcher, trainer.global_rank
         self._path = trainer.default_root_dir
         self.ended, self.found, self.died = threading.Event(), threading.Event(), ""
-        self._taken: list[subprocess.Popen] = []
-
-    @property
-    def processes(self) -> list[subprocess.Popen]:
-        """Lightning's own list, which it makes anew when it starts them; its observer reads it."""
-        return getattr(self._launcher, "procs", [])
+        self.processes: list[subprocess.Popen] = []
 
     def run(self) -> None:
         while not self.ended.wait(0.1) and not self.found.is_set():
+            self._take()
             for rank, process in enumerate(self.processes, self._rank + 1):
                 if process.poll():
                     self._tell(rank, process.returncode)
@@ -231,22 +228,26 @@ class _Watch(threading.Thread):
             self.dismiss(0)
             os._exit(1)
 
+    def _take(self) -> None:
+        """Takes over what Lightning has started by now, from the list that its observer reads every five seconds.
+
+        Only once all are there: while Lightning starts them, the list grows.
+        """
+        started = getattr(self._launcher, "procs", [])
+        if started and len(started) == self._launcher.num_processes - 1:
+            self.processes += started
+            started.clear()
+
     def _tell(self, rank: int, code: int) -> None:
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
         self.died = f"rank {rank} {how}, and the run with it; to go on: resume={self._path}"
         self.found.set()
-        self._take()
-
-    def _take(self) -> list[subprocess.Popen]:
-        """All processes, which the observer sees no longer."""
-        self._taken += self.processes
-        self.processes.clear()
-        return self._taken
 
     def dismiss(self, patience_s: float) -> None:
         """Waits for the processes to end, then ends them."""
+        self._take()
         until = time.monotonic() + patience_s
-        for process in self._take():
+        for process in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, until - time.monotonic()))
             if process.poll() is None:
