@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ablate.compose import config_dir, one_line
-from ablate.errors import AblateError, AblateWarning
+from ablate.errors import LED_BY, AblateError, AblateWarning
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], None]]:
@@ -27,6 +28,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], 
         command = hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(task)
 
         def main() -> None:
+            if LED_BY in os.environ:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the leader answers it
             sys.path.append(os.getcwd())  # where a user's plugins lie
             trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise, not print and exit
@@ -51,6 +54,8 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], 
 def _warnings_in_one_line() -> Iterator[None]:
     """Ours, without the place in the code that gave them."""
     with warnings.catch_warnings():
+        if LED_BY in os.environ:
+            warnings.simplefilter("ignore")  # the leader says it
         show = warnings.showwarning
 
         def shown(message, category, *where):

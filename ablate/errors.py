@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+LED_BY = "ABLATE_LED_BY"  # in the environment of a process that trains along: "PID:RUN FOLDER" of the one that leads
+
 
 class AblateError(Exception):
     """A mistake in a configuration, a corpus or a run folder.

@@ -16,6 +16,7 @@ ENTRY_POINTS = {"train", "generate", "benchmark", "compare", "explain", "export"
 
 LOW = {"ablate.errors", "ablate.model", "ablate.data"}
 RUNS = {"ablate.accounting", "ablate.compose", "ablate.run"}
+TRAINED = {"ablate.generation", "ablate.training"}
 
 # package: (what it may import of ablate, which other packages it never imports)
 CONTRACT = {
@@ -27,10 +28,15 @@ CONTRACT = {
     "ablate.generation": (LOW | {"ablate.generation"}, set()),
     "ablate.interop": (LOW | RUNS | {"ablate.generation", "ablate.interop"}, set()),
     "ablate.training": (LOW | RUNS | {"ablate.generation", "ablate.training"}, set()),
+    "ablate.benchmark": (
+        LOW | RUNS | {"ablate.generation", "ablate.training", "ablate.page", "ablate.benchmark"},
+        set(),
+    ),
+    "ablate.page": (LOW | RUNS | {"ablate.page"}, set()),
     "ablate": ({"ablate"}, ENTRY_POINTS),
 }
 
-LAZY = {"datasets", "lightning", "pandas", "plotly", "transformers", "wandb"}
+LAZY = {"datasets", "lightning", "pandas", "plotly", "scipy", "statsmodels", "transformers", "wandb"}
 
 MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(?:(?:home|Users|tmp)/[\w.-]+|root)/")
 

@@ -9,19 +9,7 @@ from ablate.study.question import Claim, Study
 from ablate.study.records import Record
 
 # Overrides that make no arm: where a run lies, what is kept of it, how it is shown.
-_NO_ARM = (
-    "seed",
-    "run_dir",
-    "resume",
-    "tags",
-    "paths",
-    "logger",
-    "callbacks",
-    "sample",
-    "study",
-    "experiment",
-    "hydra",
-)
+_NO_ARM = ("seed", "run_dir", "resume", "tags", "paths", "logger", "callbacks", "sample", "study", "experiment")
 
 
 def read_runs(folder: Path) -> list[Record]:

@@ -14,7 +14,7 @@ from ablate.model.decoder import Decoder
 from ablate.study.question import Study
 
 TOLERANCE = 0.01
-_MEASURES: dict[str, Callable[[Budget], float]] = {"params": lambda b: b.total, "flops": lambda b: b.flops_per_token}
+Cost = Callable[[dict[str, Any]], float]
 _KEYS = {"ffn": "model.ffn.hidden", "depth": "model.depth", "dim": "model.dim"}
 
 
@@ -33,9 +33,7 @@ def budget_of(model: dict[str, Any]) -> Budget:
     Raises:
         AblateError: what cannot be built.
     """
-    with torch.device("meta"):
-        decoder = Decoder(DecoderConfig.from_dict(model))
-    return budget(decoder)
+    return budget(_without_weights(model))
 
 
 def match(study: Study, models: dict[str, dict[str, Any]]) -> dict[str, Matched]:
@@ -46,50 +44,57 @@ def match(study: Study, models: dict[str, dict[str, Any]]) -> dict[str, Matched]
     Raises:
         AblateError: an arm that no size brings within 1%.
     """
-    of = _MEASURES.get(study.match, _MEASURES["params"])
-    target = of(budget_of(models[study.baseline]))
+    cost_of = _flops if study.match == "flops" else _parameters
+    target = cost_of(models[study.baseline])
     found = {}
     for arm, model in models.items():
-        cost = budget_of(model)
-        override = None
-        if study.match != "none" and abs(of(cost) / target - 1) > TOLERANCE:
-            override, cost = _solve(study, arm, model, of, target)
-        found[arm] = Matched(cost, override, of(cost) / target - 1)
+        cost, override = cost_of(model), None
+        if study.match != "none" and abs(cost / target - 1) > TOLERANCE:
+            size, cost = _solve(study, arm, model, cost_of, target)
+            model, override = _sized(model, study.match_by, size), f"++{_KEYS[study.match_by]}={size}"
+        found[arm] = Matched(budget_of(model), override, cost / target - 1)
     return found
 
 
-def _solve(
-    study: Study, arm: str, model: dict[str, Any], of: Callable[[Budget], float], target: float
-) -> tuple[str, Budget]:
-    grain = {"ffn": 8, "depth": 1, "dim": 2 * model["heads"]}[study.match_by]
-    size, cost = _nearest(lambda size: _sized(model, study.match_by, size), grain, of, target)
-    if study.match_by == "ffn" and abs(of(cost) / target - 1) > TOLERANCE:
-        size, cost = _nearest(lambda size: _sized(model, "ffn", size), 1, of, target)
-    key = _KEYS[study.match_by]
-    if abs(of(cost) / target - 1) > TOLERANCE:
-        raise AblateError(
-            f"study.arms.{arm}: no {key} brings it within 1% of the baseline's {study.match}: {size} gives "
-            f"{of(cost) / target - 1:+.1%}; choose another study.match_by, or study.match=none"
-        )
-    return f"++{key}={size}", cost
+def _without_weights(model: dict[str, Any]) -> Decoder:
+    with torch.device("meta"):
+        return Decoder(DecoderConfig.from_dict(model))
 
 
-def _nearest(
-    sized: Callable[[int], dict[str, Any]], grain: int, of: Callable[[Budget], float], target: float
-) -> tuple[int, Budget]:
-    """The multiple of `grain` whose cost is nearest to `target`: costs rise with size."""
+def _parameters(model: dict[str, Any]) -> float:
+    return sum(parameter.numel() for parameter in _without_weights(model).parameters())
 
-    def cost(multiple: int) -> float:
-        return of(budget_of(sized(multiple * grain)))
 
-    low, high = 1, 1
-    while cost(high) < target:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if cost(middle) < target else (low, middle)
-    best = min((low, high), key=lambda multiple: abs(cost(multiple) - target)) * grain
-    return best, budget_of(sized(best))
+def _flops(model: dict[str, Any]) -> float:
+    return budget_of(model).flops_per_token
+
+
+def _solve(study: Study, arm: str, model: dict[str, Any], cost_of: Cost, target: float) -> tuple[int, float]:
+    """The size at which an arm costs what the baseline does, and what it costs then."""
+    by = study.match_by
+    for grain in {"ffn": (8, 1), "depth": (1,), "dim": (2 * model["heads"],)}[by]:
+        size = _nearest(lambda size: cost_of(_sized(model, by, size)), grain, target)
+        cost = cost_of(_sized(model, by, size))
+        if abs(cost / target - 1) <= TOLERANCE:
+            return size, cost
+    raise AblateError(
+        f"study.arms.{arm}: no {_KEYS[by]} brings it within 1% of the baseline's {study.match}: {size} gives "
+        f"{cost / target - 1:+.1%}; choose another study.match_by, or study.match=none"
+    )
+
+
+def _nearest(cost_at: Callable[[int], float], grain: int, target: float) -> int:
+    """The multiple of `grain` whose cost is nearest to `target`, by secants: costs rise about linearly with size."""
+    multiple, cost = 1, cost_at(grain)
+    slope = cost_at(2 * grain) - cost
+    for _ in range(50):
+        following = max(1, multiple + round((target - cost) / slope))
+        if following == multiple:
+            break
+        following_cost = cost_at(following * grain)
+        slope = (following_cost - cost) / (following - multiple)
+        multiple, cost = following, following_cost
+    return multiple * grain
 
 
 def _sized(model: dict[str, Any], by: str, size: int) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ablate.compose import one_line, plain
-from ablate.errors import AblateError
+from ablate.data import CORPORA
+from ablate.data.drawn import TaskSettings
+from ablate.errors import AblateError, did_you_mean
 from ablate.model.config import load_plugins
 from ablate.run import read_config
 from ablate.study.match import Matched, match
@@ -89,6 +91,14 @@ def plan_arms(study: Study, compose: Compose, shared: list[str]) -> list[Arm]:
     if len({folder_name(name) for name in names}) < len(names):
         raise AblateError("study.arms: two names differ in signs alone, and would share a folder; rename one")
     return arms
+
+
+def check_metric(study: Study, arm: Arm) -> None:
+    """Raises AblateError if no run of the study is going to log its metric."""
+    kind = CORPORA.component(arm.config["data"]["name"]).Settings
+    logged = ["val/loss", "val/accuracy" if issubclass(kind, TaskSettings) else "val/bpb"]
+    if study.metric not in logged and not study.metric.startswith("train/"):
+        raise AblateError(f"study.metric: no run logs '{study.metric}'{did_you_mean(study.metric, logged)}")
 
 
 def composed(name: str, compose: Compose, overrides: list[str]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ablate.study.plan import (
     Compose,
     Job,
     check_folder,
+    check_metric,
     folder_name,
     plan_arms,
     same_as_baseline,
@@ -52,11 +53,13 @@ def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: La
     folder = Path(config.hydra.sweep.dir)
     if is_elsewhere(config.hydra):
         folder = folder.absolute()  # Hydra makes it wherever a job's process begins
-    folder.mkdir(parents=True, exist_ok=True)
-    arms = hold(study, plan_arms(study, compose, shared), compose, shared)
+    arms = plan_arms(study, compose, shared)
+    check_metric(study, arms[0])
+    arms = hold(study, arms, compose, shared)
     show_plan(study, arms, folder)
     for name in same_as_baseline(arms):
         warn(f"the arm '{name}' is configured as the baseline: what differs between them is chance (an A/A study)")
+    folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder), sigterm_exits():
         run = _Runner(folder, shared, launch, config.hydra)
         tuned = None
@@ -68,6 +71,10 @@ def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: La
         verdict = judge(study, records, tuned)
         page = write_report(study, records, verdict, folder / "report")
     show_verdict(verdict, page)
+    if "wandb" in config.logger:
+        from ablate.study.wandb import log_verdict
+
+        log_verdict(verdict, page.parent, config.logger.wandb, folder)
     if failures:
         raise AblateError(f"{failures} of {len(jobs)} runs failed; the same command takes them up again")
 

@@ -12,6 +12,9 @@ from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ablate.errors import AblateError
+from ablate.training.ranks import gathered, total
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(AblateError):
@@ -27,21 +30,21 @@ class Diverged(AblateError):
 
 
 class RandomState(Callback):
-    """Keeps torch's, numpy's and Python's random states in the checkpoint: Lightning does not."""
+    """Keeps torch's, numpy's and Python's random states, those of every rank, in the checkpoint: Lightning does not."""
 
     def __init__(self) -> None:
-        self._restored: dict[str, Any] | None = None
+        self._restored: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"random": _plain(_collect_rng_states())}
+        return {"random": gathered(_plain(_collect_rng_states()))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = state["random"]
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch, batch_idx: int) -> None:
-        if self._restored is not None:
-            _set_rng_states(self._restored)
-            self._restored = None
+        if len(self._restored) == trainer.world_size:  # else it was another number of processes: they start afresh
+            _set_rng_states(self._restored[trainer.global_rank])
+        self._restored = []
 
 
 def _plain(states: dict[str, Any]) -> dict[str, Any]:
@@ -65,12 +68,15 @@ class StopOnDivergence(Callback):
     """Ends training, at a step that is logged, once the loss is not finite."""
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0 and not torch.isfinite(outputs["loss"]):
-            raise Diverged(f"the loss is {outputs['loss'].item()} at step {trainer.global_step}: lower optimizer.lr")
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0 and not torch.isfinite(outputs["mean"]):
+            raise Diverged(f"the loss is {outputs['mean'].item()} at step {trainer.global_step}: lower optimizer.lr")
 
 
 class GracefulStop(Callback):
-    """SIGINT or SIGTERM: finish the step, write a checkpoint, raise `Interrupted`. A second one ends the process."""
+    """SIGINT or SIGTERM: finish the step, write a checkpoint, raise `Interrupted`. A second one ends the process.
+
+    A signal to one rank stops all of them, at the same step.
+    """
 
     def __init__(self, checkpoints: Path):
         self._checkpoints = checkpoints
@@ -80,7 +86,7 @@ class GracefulStop(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in _SIGNALS:
                 self._previous[signum] = signal.signal(signum, self._receive)
 
     def _receive(self, signum: int, frame) -> None:
@@ -88,8 +94,12 @@ class GracefulStop(Callback):
         signal.signal(signum, signal.SIG_DFL)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if self._received is not None and stepped:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if trainer.world_size > 1:
+            received = total(torch.tensor([self._received == s for s in _SIGNALS], device=module.device).int())
+            self._received = next((s for s, count in zip(_SIGNALS, received.tolist(), strict=True) if count), None)
+        if self._received is not None:
             trainer.save_checkpoint(self._checkpoints / f"step={trainer.global_step}.ckpt")
             self._saved = True
 
@@ -106,11 +116,14 @@ class GracefulStop(Callback):
 class Throughput(Callback):
     """`train/tokens_per_s` and `train/mfu` over each logging interval, validation left out.
 
-    `mfu` is training FLOPs per second over the device's rate of matrix products (Chowdhery et al. 2022).
+    Tokens are those of all ranks. `mfu` is training FLOPs per second over the rate of matrix products of all their
+    devices (Chowdhery et al. 2022).
+
+    peak_flops: FLOP/s of one device. ranks: how many there are.
     """
 
-    def __init__(self, training_flops_per_token: float, peak_flops: float):
-        self._flops, self._peak = training_flops_per_token, peak_flops
+    def __init__(self, training_flops_per_token: float, peak_flops: float, ranks: int = 1):
+        self._flops, self._peak = training_flops_per_token, peak_flops * ranks
         self._rates: list[float] = []
         self._tokens = 0
         self._start: float | None = None
@@ -156,8 +169,10 @@ class RouterStatistics(Callback):
             return
         values = {}
         for name in ("router_entropy", "router_dropped"):
-            values[f"train/{name}"] = torch.stack(list(statistics[name].values())).mean().item()
+            mean = torch.stack(list(statistics[name].values())).mean()
+            values[f"train/{name}"] = total(mean).item() / trainer.world_size
         for layer, load in statistics["router_load"].items():
+            load = total(load.clone())
             shares = (load / load.sum().clamp(min=1)).tolist()
             values |= {f"train/router_load/{layer}.{expert}": share for expert, share in enumerate(shares)}
         for logger in trainer.loggers:  # all at once: LightningModule.log takes its time for each

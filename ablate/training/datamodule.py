@@ -1,4 +1,7 @@
-"""The rows of a corpus as Lightning's data: batches are a function of (seed, step) alone."""
+"""The rows of a corpus as Lightning's data: batches are a function of (seed, step) alone.
+
+Ranks share each batch: together they take the rows that one process would take, with a batch as large as all of theirs.
+"""
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
@@ -25,9 +28,10 @@ class RowData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         rows, size = self._corpus.val, self._batch_size
+        rank, world = self.trainer.global_rank, self.trainer.world_size
         ids = list(range(rows.size))
-        ids += [-1] * (-len(ids) % size)  # empty rows: every batch has the same shape
-        return self._loader(rows, [ids[i : i + size] for i in range(0, len(ids), size)])
+        ids += [-1] * (-len(ids) % (size * world))  # empty rows: every rank has as many batches, all of one shape
+        return self._loader(rows, [ids[i : i + size] for i in range(rank * size, len(ids), size * world)])
 
     def _loader(self, rows: RowSource, order) -> DataLoader:
         pin = self.trainer.strategy.root_device.type == "cuda"

@@ -144,15 +144,30 @@ def _difference(key: str, saved: Any, now: Any) -> str:
 
 
 def identity(config: DictConfig, overrides: list[str]) -> dict[str, Any]:
-    """Names a run for wandb, so that the runs of a sweep compare well: group, name, tags and a lasting id."""
-    path = Path(config.run_dir)
+    """Names a run for wandb, so that the runs of a sweep or a study compare well.
+
+    In a study, its group is the study and its job type the arm; runs that choose a learning rate are a group beside.
+    """
+    path, node, study = Path(config.run_dir), config.logger.wandb, config.study
     tags = [*config.tags, *(o for o in overrides if len(o) <= 64), f"seed={config.seed}"]
-    return {
-        "group": config.logger.wandb.group or path.parent.name,
-        "name": path.name,
+    named = {
         "tags": list(dict.fromkeys(tags)),
-        "id": hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16],
+        "id": lasting_id(path),
+        "group": node.group or path.parent.name,
+        "job_type": node.job_type or "train",
+        "name": path.name,
     }
+    if study is not None and study.arm is not None:
+        group = node.group or study.name
+        named["group"] = group if study.stage == "runs" else f"{group}: {study.stage}"
+        named["job_type"] = node.job_type or study.arm
+        named["name"] = f"{path.parent.name}/{path.name}"
+    return named
+
+
+def lasting_id(path: Path) -> str:
+    """What wandb knows a folder by, so that whoever goes on there goes on in the same run."""
+    return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
 
 
 def write_config(path: Path, config: DictConfig) -> None:

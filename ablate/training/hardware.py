@@ -13,18 +13,25 @@ from ablate.model.linear import HAS_BF16_PRODUCTS, linear
 _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
 
-def resolve_accelerator(name: str, key: str = "trainer.accelerator") -> str:
+def resolve_accelerator(name: str, key: str = "trainer.accelerator", devices: int = 1) -> str:
     """`cpu` or `gpu` for the option `key`; `auto` takes a GPU where there is one.
 
     Raises:
-        AblateError: a GPU that is not there.
+        AblateError: a GPU that is not there, or fewer than `devices` of them.
     """
     found = torch.cuda.is_available()
     if name in ("gpu", "cuda") and not found:
         raise AblateError(f"{key}={name}: torch sees no CUDA device here; use {key}=cpu")
     if name not in ("auto", "cpu", "gpu", "cuda"):
         raise AblateError(f"{key}={name}: choose one of auto, cpu, gpu")
-    return "gpu" if found and name != "cpu" else "cpu"
+    if not found or name == "cpu":
+        return "cpu"
+    if devices > torch.cuda.device_count():
+        raise AblateError(
+            f"trainer.devices={devices}: torch sees {torch.cuda.device_count()} CUDA device(s) here; lower it, "
+            f"or use {key}=cpu"
+        )
+    return "gpu"
 
 
 def has_bf16(accelerator: str) -> bool:

@@ -17,7 +17,7 @@ from ablate.data import Opened
 from ablate.errors import AblateError
 from ablate.generation import generate, measure_generation
 from ablate.run import read_summary, save_model, write_json
-from ablate.training import folder, hardware, terminal
+from ablate.training import folder, hardware, ranks, terminal
 from ablate.training.by_position import loss_by_position
 from ablate.training.callbacks import (
     Diverged,
@@ -47,15 +47,19 @@ def train(config: DictConfig, overrides: list[str], job: int | None = None, swee
     """
     if config.study is not None and config.study.arm is None and config.resume is None:
         raise AblateError(f"{config.study.name} is a study, of several runs: start it with -m")
-    resuming = config.resume is not None
+    resuming, given = config.resume is not None, overrides
     if resuming:
         config, overrides = folder.resumed(config.resume, overrides)
     parts = assemble(config)
+    here = ranks.find(config, parts.accelerator)
+    if not here.leads:
+        return _follow(config, overrides, parts, here, resuming)
     if not resuming:
         config.run_dir = str(folder.create(config, overrides, job, sweep_dir))
-    with folder.claimed(Path(config.run_dir)):
+    path = Path(config.run_dir)
+    with folder.claimed(path), ranks.together(here, path, given):
         try:
-            run = _Job(config, overrides, parts)
+            run = _Job(config, overrides, parts, here)
             run.open(resuming)
         except BaseException:
             if not resuming:
@@ -64,16 +68,30 @@ def train(config: DictConfig, overrides: list[str], job: int | None = None, swee
         return run.fit()
 
 
+def _follow(config: DictConfig, overrides: list[str], parts: Parts, here: ranks.Ranks, resuming: bool) -> float:
+    """As `train`, for a rank other than 0: it trains along, and leaves folder, words and exit status to rank 0."""
+    config.run_dir = here.folder
+    with ranks.following(here), ranks.together(here, Path(here.folder), overrides):
+        run = _Job(config, overrides, parts, here)
+        run.bring(resuming)
+        try:
+            run.train()
+        except (Interrupted, Diverged):
+            raise SystemExit(0) from None
+        return run.trainer.callback_metrics["val/loss"].item()
+
+
 class _Job:
     """A run whose configuration holds; `open` brings the data, `fit` trains and writes the results."""
 
-    def __init__(self, config: DictConfig, overrides: list[str], parts: Parts):
-        self.config, self.parts = config, parts
+    def __init__(self, config: DictConfig, overrides: list[str], parts: Parts, here: ranks.Ranks):
+        self.config, self.parts, self.ranks = config, parts, here
         self.path = Path(config.run_dir)
         self.overrides = [o for o in overrides if not o.startswith(("run_dir=", "resume="))]
         self.device = torch.device("cuda" if parts.accelerator == "gpu" else "cpu")
         dtype = torch.bfloat16 if "bf16" in parts.precision else torch.float32
-        self.throughput = Throughput(parts.budget.training_flops_per_token, hardware.peak_flops(self.device, dtype))
+        peak = hardware.peak_flops(self.device, dtype)
+        self.throughput = Throughput(parts.budget.training_flops_per_token, peak, here.count)
         self.trainer = self._trainer()
 
     def _trainer(self) -> Trainer:
@@ -90,7 +108,8 @@ class _Job:
                 accelerator=self.parts.accelerator,
                 precision=self.parts.precision,
                 callbacks=callbacks,
-                logger=[instantiate(node) for node in config.logger.values() if node],
+                strategy=ranks.strategy(self.ranks),
+                logger=[instantiate(node) for node in config.logger.values() if node and self.ranks.leads],
                 plugins=[AtomicCheckpointIO()],
                 default_root_dir=str(self.path),
             )
@@ -100,15 +119,19 @@ class _Job:
                 raise AblateError(f"trainer: {str(cause).splitlines()[0]}") from error
             raise
 
-    def open(self, resuming: bool) -> None:
-        """Prepares the corpus, finds the checkpoint, says what is going to run."""
+    def bring(self, resuming: bool) -> None:
+        """Prepares the corpus, finds the checkpoint."""
         config, data = self.config, self.parts.data
         self.corpus: Opened = self.parts.corpus.open(data, config.seed, Path(config.paths.data))
-        self.corpus.require(data.batch_size)
-        self.checkpoint, earlier = None, {}
+        self.corpus.require(data.batch_size * self.ranks.count)
+        self.checkpoint = last_good_checkpoint(self.path / "checkpoints") if resuming else None
+
+    def open(self, resuming: bool) -> None:
+        """Brings data and checkpoint, says what is going to run."""
+        self.bring(resuming)
+        config, earlier = self.config, {}
         if resuming:
             earlier = read_summary(self.path)
-            self.checkpoint = last_good_checkpoint(self.path / "checkpoints")
             self._check_resumable(earlier)
             self._resume_curves()
         self.earlier_wall_s = earlier.get("wall_s", 0.0)
@@ -144,19 +167,11 @@ class _Job:
 
     def fit(self) -> float:
         """Trains to the end, or to the next signal; the summary says how it ended."""
-        config, parts, trainer = self.config, self.parts, self.trainer
-        module = LanguageModel(parts.decoder, parts.optimizer, parts.schedule, self.corpus.val, config.compile)
-        data = RowData(self.corpus, parts.data.batch_size, config.seed, parts.data.workers, parts.data.max_rows)
-        seed_everything(config.seed % 2**32, verbose=False)  # parts that draw while training; resuming restores them
         self.start, status = time.perf_counter(), "failed"
         try:
-            for logger in trainer.loggers:
-                logger.log_hyperparams({**plain(config), "budget": parts.budget.to_dict()})
-            trainer.fit(module, data, ckpt_path=self.checkpoint, weights_only=True)
-            if "val/loss" not in trainer.callback_metrics:  # resumed at the last step
-                trainer.validate(module, data, verbose=False)
-            if not math.isfinite(trainer.callback_metrics["val/loss"]):
-                raise Diverged("val/loss is not finite: lower optimizer.lr")
+            for logger in self.trainer.loggers:
+                logger.log_hyperparams({**plain(self.config), "budget": self.parts.budget.to_dict()})
+            self.train()
             self._finish()
             status = "finished"
         except Interrupted as stop:
@@ -173,6 +188,24 @@ class _Job:
             self._close(status)
         terminal.show_results(self.summary, self.path)
         return self.summary["metrics"]["val/loss"]
+
+    def train(self) -> None:
+        """The part of `fit` that all ranks take.
+
+        Raises:
+            Interrupted, Diverged: on all ranks alike.
+        """
+        config, parts, trainer = self.config, self.parts, self.trainer
+        module = LanguageModel(parts.decoder, parts.optimizer, parts.schedule, self.corpus.val, config.compile)
+        data = RowData(self.corpus, parts.data.batch_size, config.seed, parts.data.workers, parts.data.max_rows)
+        # For parts that draw while training, on each rank differently; resuming restores them.
+        seed_everything((config.seed + self.ranks.rank) % 2**32, verbose=False)
+        with ranks.ending_together(trainer, (Interrupted, Diverged)):
+            trainer.fit(module, data, ckpt_path=self.checkpoint, weights_only=True)
+            if "val/loss" not in trainer.callback_metrics:  # resumed at the last step
+                trainer.validate(module, data, verbose=False)
+            if not math.isfinite(trainer.callback_metrics["val/loss"]):
+                raise Diverged("val/loss is not finite: lower optimizer.lr")
 
     def _finish(self) -> None:
         """Final metrics, the model's files, a sample, and what generating costs."""

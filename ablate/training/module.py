@@ -11,6 +11,7 @@ from torch import Tensor
 from ablate.data import RowSource
 from ablate.model.decoder import Decoder, Record
 from ablate.model.loss import IGNORE, next_token_loss, right_answers, token_losses
+from ablate.training.ranks import total
 
 Batch = dict[str, Tensor | int]  # see RowSource
 
@@ -49,12 +50,27 @@ class LanguageModel(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         loss, record = self._train_loss(batch)
-        self.log("train/loss", loss, prog_bar=True)
+        losses = {"loss": loss, **record.losses}
         self.log("train/lr", self.lr_schedulers().get_last_lr()[0])
-        for name, auxiliary in record.losses.items():
-            self.log(f"train/{name}", auxiliary)
-            loss = loss + auxiliary
-        return {"loss": loss, "statistics": record.statistics}
+        share, means = self._over_ranks(losses, batch["targets"])
+        for name, mean in means.items():
+            self.log(f"train/{name}", mean, prog_bar=name == "loss")
+        loss = loss * share + sum(record.losses.values())
+        return {"loss": loss, "mean": sum(means.values()), "statistics": record.statistics}
+
+    def _over_ranks(self, losses: dict[str, Tensor], targets: Tensor) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """What this rank's loss counts for, and the means over all ranks, detached; `targets` are this rank's.
+
+        Gradients are averaged over ranks, but the loss is a mean over the targets of all: who has more counts for more.
+        Auxiliary losses are of each rank's batch, as they are of each batch that gradients are accumulated over.
+        """
+        values, world = [loss.detach() for loss in losses.values()], self.trainer.world_size
+        if world == 1:
+            return 1.0, dict(zip(losses, values, strict=True))
+        own = (targets != IGNORE).sum()
+        scored, nats, *others = total(torch.stack([own, values[0] * own, *values[1:]]).double()).unbind()
+        means = [nats / scored.clamp(min=1), *(other / world for other in others)]
+        return (own * world / scored.clamp(min=1)).float(), dict(zip(losses, (m.float() for m in means), strict=True))
 
     def on_validation_epoch_start(self) -> None:
         self._nats = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -70,6 +86,8 @@ class LanguageModel(LightningModule):
             self._right += right_answers(hidden, decoder.head.weight, batch["targets"])
 
     def on_validation_epoch_end(self) -> None:
+        for sums in (self._nats, self._scored, self._right):
+            total(sums)
         self.log("val/loss", (self._nats / self._scored).float(), prog_bar=True)
         if self._validation.bytes is None:
             self.log("val/accuracy", self._right / self._scored, prog_bar=True)

@@ -16,6 +16,7 @@ from ablate.model.decoder import Decoder
 from ablate.model.memory import check_memory
 from ablate.model.registry import check_options
 from ablate.training import hardware
+from ablate.training.ranks import STRATEGIES
 
 
 @dataclass
@@ -48,14 +49,20 @@ def assemble(config: DictConfig) -> Parts:
         raise AblateError(f"compile={config.compile}: expected true or false")
     if config.sample is not None:
         _check_sample(config.sample)
-    for key in ("max_steps", "accumulate_grad_batches", "log_every_n_steps", "val_check_interval"):
+    for key in (
+        "max_steps",
+        "devices",
+        "num_nodes",
+        "accumulate_grad_batches",
+        "log_every_n_steps",
+        "val_check_interval",
+    ):
         _whole(f"trainer.{key}", config.trainer[key], 1)
-    if config.trainer.devices != 1:
-        raise AblateError(f"trainer.devices={config.trainer.devices}: a run trains on one device; set it to 1")
+    _check_strategy(config.trainer.strategy)
     clip = config.trainer.gradient_clip_val
     if clip is not None and (not isinstance(clip, int | float) or isinstance(clip, bool) or not clip > 0):
         raise AblateError(f"trainer.gradient_clip_val={clip}: expected a number above 0, or null")
-    accelerator = hardware.resolve_accelerator(config.trainer.accelerator)
+    accelerator = hardware.resolve_accelerator(config.trainer.accelerator, devices=config.trainer.devices)
     precision = config.trainer.precision
     if precision == "auto":
         precision = "bf16-mixed" if hardware.has_bf16(accelerator) else "32-true"
@@ -77,6 +84,16 @@ def _data(node: dict[str, Any]) -> tuple[Settings, Any]:
     shared = {key: node.pop(key) for key in list(node) if key in kind.__dataclass_fields__}
     corpus = CORPORA.build(node)
     return kind(**check_options("data", "data", kind, shared)), corpus
+
+
+def _check_strategy(strategy: Any) -> None:
+    if isinstance(strategy, str) and strategy.startswith("fsdp"):
+        raise AblateError(
+            f"trainer.strategy={strategy}: a model must fit into one GPU here; use trainer.strategy=ddp, and where "
+            "memory is short a smaller data.batch_size with more trainer.accumulate_grad_batches"
+        )
+    if strategy not in STRATEGIES:
+        raise AblateError(f"trainer.strategy={strategy}: choose one of {', '.join(STRATEGIES)}")
 
 
 def _check_sizes(settings: Settings, model: DecoderConfig) -> None:

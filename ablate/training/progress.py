@@ -37,6 +37,10 @@ class StepLines(ProgressBar):
         super().__init__()
         self._every = every_s
 
+    def disable(self) -> None:
+        """Lightning's call to all ranks but the first."""
+        self._every = float("inf")
+
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._start = self._shown = time.monotonic()
         self._first = trainer.global_step
@@ -51,13 +55,13 @@ class StepLines(ProgressBar):
         rate = trainer.callback_metrics.get("train/tokens_per_s")
         speed = f"  {float(rate) / 1000:.1f}k tokens/s" if rate is not None else ""
         print(
-            f"step {trainer.global_step}/{trainer.max_steps}  loss {outputs['loss'].item():.3f}{speed}"
+            f"step {trainer.global_step}/{trainer.max_steps}  loss {outputs['mean'].item():.3f}{speed}"
             f"  {int(left) // 60}:{int(left) % 60:02d} left",
             flush=True,
         )
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.sanity_checking and "val/loss" in trainer.callback_metrics:
+        if trainer.is_global_zero and not trainer.sanity_checking and "val/loss" in trainer.callback_metrics:
             found = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
             said = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
             print(f"step {trainer.global_step}/{trainer.max_steps}  {said}", flush=True)

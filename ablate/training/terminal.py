@@ -20,7 +20,8 @@ def show_plan(parts: Parts, corpus: Opened, config: DictConfig) -> None:
     out = console()
     out.print(_layer_table(parts.decoder.config.layers(), parts.kernels))
     cost, data = parts.budget, parts.data
-    tokens_a_step = data.batch_size * data.context * config.trainer.accumulate_grad_batches
+    ranks = config.trainer.devices * config.trainer.num_nodes
+    tokens_a_step = data.batch_size * data.context * config.trainer.accumulate_grad_batches * ranks
     _lines(
         out,
         {
@@ -29,7 +30,7 @@ def show_plan(parts: Parts, corpus: Opened, config: DictConfig) -> None:
             "cache": f"{cost.kv_bytes_per_token} bytes a token",
             "corpus": f"{config.data.name}: {corpus.describe()}",
             "training": f"{config.trainer.max_steps} steps of {tokens_a_step} tokens, {parts.precision} "
-            f"on {parts.accelerator}, seed {config.seed}",
+            f"on {f'{ranks} x ' * (ranks > 1)}{parts.accelerator}, seed {config.seed}",
             "run folder": str(config.run_dir),
         },
     )

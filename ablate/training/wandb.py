@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 def wandb_logger(*, save_dir: str, project: str, **identity: Any) -> WandbLogger:
     """A logger that goes on with the run of the same `id`, offline where no account is set up."""
-    return WandbLogger(save_dir=save_dir, project=project, offline=not _online(), resume="allow", **identity)
+    return WandbLogger(save_dir=save_dir, project=project, offline=not online(), resume="allow", **identity)
 
 
 def finish(summary: dict[str, Any], exit_code: int) -> None:
@@ -22,7 +22,8 @@ def finish(summary: dict[str, Any], exit_code: int) -> None:
         wandb.finish(exit_code=exit_code)
 
 
-def _online() -> bool:
+def online() -> bool:
+    """Whether an account is set up, and WANDB_MODE does not say otherwise."""
     import wandb
 
     if os.environ.get("WANDB_MODE"):

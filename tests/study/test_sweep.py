@@ -9,7 +9,7 @@ from training.harness import assert_refused, before_step, signal_at, summary
 
 from ablate.training import by_position
 
-ARMS = "{rms: [model/norm=rmsnorm], layer: [model/norm=layernorm]}"
+ARMS = "{rms: ['model/norm=rmsnorm'], layer: ['model/norm=layernorm']}"
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def study(command, place, monkeypatch):
         tiny = [o for o in place.overrides if "max_steps" not in o]
         return command(
             "train.py", "-m", *tiny, "trainer.max_steps=4", "sample=null", "study=default", *given,
-            f"study.arms={arms}", f"run_dir={folder}", *overrides,
+            f"++study.arms={arms}", f"run_dir={folder}", *overrides,
         )  # fmt: skip
 
     run.folder = place.runs / "norms"
@@ -55,6 +55,7 @@ def test_a_study_runs_every_arm_with_every_seed_to_its_verdict(study):
     assert verdict(study.folder)["arms"]["layer"]["pairs"] == 3
 
 
+@pytest.mark.slow
 def test_pairs_see_the_same_tokens(study, monkeypatch):
     seen = {}
 
@@ -67,13 +68,15 @@ def test_pairs_see_the_same_tokens(study, monkeypatch):
     assert all((a == b).all() for a, b in zip(rms, layer, strict=True)) and len(rms) == 4
 
 
+@pytest.mark.slow
 def test_two_names_for_one_arm_never_differ(study):
-    outcome = study(arms="{rms: [model/norm=rmsnorm], same: [model/norm=rmsnorm]}")
+    outcome = study(arms="{rms: ['model/norm=rmsnorm'], same: ['model/norm=rmsnorm']}")
     assert outcome.status == 0 and "A/A" in outcome.err
     found = verdict(study.folder)["arms"]["same"]
     assert found["effect"] == 0 and found["verdict"] == "equivalent"
 
 
+@pytest.mark.slow
 def test_a_study_that_was_stopped_goes_on(study, monkeypatch):
     with monkeypatch.context() as patch:
         signal_at(patch, step=3, signum=signal.SIGTERM)
@@ -84,6 +87,7 @@ def test_a_study_that_was_stopped_goes_on(study, monkeypatch):
     assert set(status(study.folder).values()) == {"finished"} and len(status(study.folder)) == 4
 
 
+@pytest.mark.slow
 def test_a_killed_run_without_a_checkpoint_is_begun_again(study):
     assert study().status == 0
     before = verdict(study.folder)["arms"]["layer"]["effect"]
@@ -94,6 +98,7 @@ def test_a_killed_run_without_a_checkpoint_is_begun_again(study):
     assert verdict(study.folder)["arms"]["layer"]["effect"] == before
 
 
+@pytest.mark.slow
 def test_a_crashed_run_is_counted_and_the_rest_goes_on(study, monkeypatch):
     def crash(module, batch):
         if module.trainer.default_root_dir.endswith("layer/seed_0"):
@@ -109,6 +114,7 @@ def test_a_crashed_run_is_counted_and_the_rest_goes_on(study, monkeypatch):
     assert verdict(study.folder)["arms"]["layer"]["pairs"] == 2
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_counted_and_not_run_again(study, monkeypatch):
     def diverge(module, batch):
         if "layer" in module.trainer.default_root_dir:
@@ -124,29 +130,33 @@ def test_a_diverged_run_is_counted_and_not_run_again(study, monkeypatch):
     assert "#0" not in study().out
 
 
+@pytest.mark.slow
 def test_a_sweep_over_the_seed_sets_the_seeds(study):
     assert study("seed=3,4").status == 0
     assert set(status(study.folder)) == {"rms/seed_3", "rms/seed_4", "layer/seed_3", "layer/seed_4"}
 
 
+@pytest.mark.slow
 def test_arms_are_matched(study):
-    arms = "{swiglu: [model/ffn=swiglu], relu: [model/ffn=relu, model.ffn.hidden=400]}"
+    arms = "{swiglu: ['model/ffn=swiglu'], relu: ['model/ffn=relu', 'model.ffn.hidden=400']}"
     outcome = study("study.baseline=swiglu", "study.seeds=[0]", arms=arms)
     assert outcome.status == 0 and "model.ffn.hidden=" in outcome.out
     totals = [summary(study.folder / f"runs/{arm}/seed_0")["budget"]["total"] for arm in ("swiglu", "relu")]
     assert abs(totals[1] / totals[0] - 1) <= 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spent", ["flops", "seconds"])
 def test_a_study_may_hold_flops_or_seconds(study, spent):
-    arms = "{base: [model.depth=2], deep: [model.depth=6]}"
+    arms = "{base: ['model.ffn.hidden=32'], wide: ['model.ffn.hidden=900']}"
     outcome = study("study.baseline=base", "study.seeds=[0]", "study.match=none", f"study.hold={spent}", arms=arms)
     assert outcome.status == 0, outcome.err
-    steps = {arm: summary(study.folder / f"runs/{arm}/seed_0")["steps"] for arm in ("base", "deep")}
-    assert steps["base"] == 4 and steps["deep"] < 4
+    steps = {arm: summary(study.folder / f"runs/{arm}/seed_0")["steps"] for arm in ("base", "wide")}
+    assert steps["base"] == 4 and steps["wide"] < 4
     assert verdict(study.folder)["hold"] == spent
 
 
+@pytest.mark.slow
 def test_learning_rates_are_tuned_on_seeds_of_their_own(study):
     outcome = study("study.tune=lr", "study.lr_grid=[1e-5,3e-3]", "study.tuning_seeds=[7]", "study.seeds=[0]")
     assert outcome.status == 0, outcome.err
@@ -160,12 +170,12 @@ def test_learning_rates_are_tuned_on_seeds_of_their_own(study):
 @pytest.mark.parametrize(
     "overrides, said",
     [
-        (["model/norm=none"], "the arm 'rms' of the study sets model/norm"),
+        (["model/norm=none"], "of the study sets model/norm"),
         (["model.dim=16,32"], "may have one value"),
         (["study.baseline=rm"], "did you mean 'rms'"),
-        (["study.arms={rms: [model/norm=rmsnorm], bad: [model/norm=rmsnrm]}"], "study.arms.bad"),
-        (["study.arms={rms: [model/norm=rmsnorm], bad: [model.norm.epss=1]}"], "study.arms.bad"),
-        (["study.arms={rms: [], bad: [model.depth=2.5]}"], "model.depth"),
+        (["++study.arms={rms: ['model/norm=rmsnorm'], bad: ['model/norm=rmsnrm']}"], "study.arms.bad"),
+        (["++study.arms={rms: ['model/norm=rmsnorm'], bad: ['model.norm.epss=1']}"], "study.arms.bad"),
+        (["++study.arms={rms: [], bad: ['model.depth=2.5']}"], "model.depth"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused_in_one_line(study, overrides, said):
@@ -178,11 +188,11 @@ def test_a_metric_that_no_run_logs_is_refused_before_training(study):
     assert not list(study.folder.rglob("summary.json"))
 
 
-def test_a_study_wants_m(command, place):
-    outcome = command("train.py", *place.overrides, "experiment=position")
-    assert_refused(outcome, "position is a study", "-m")
+def test_a_study_wants_m(command):
+    assert_refused(command("train.py", "experiment=position"), "position is a study", "-m")
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_settings_is_refused(study):
     assert study("study.seeds=[0]").status == 0
     assert_refused(study("study.seeds=[0]", "model.depth=3"), "model.depth=2", "run_dir=")

@@ -564,7 +564,7 @@ def test_bits_per_byte_of_a_part_of_the_validation_rows_are_of_their_bytes(place
         ("sample.prompt=", "sample.prompt"),
         ("compile=foo", "compile"),
         ("plugins=my_norms", "plugins"),
-        ("trainer.devices=2", "trainer.devices"),
+        ("trainer.devices=0", "trainer.devices"),
         ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val"),
         ("scheduler.warmup=2", "scheduler.warmup"),
         ("optimizer.betas=[0.9]", "optimizer"),

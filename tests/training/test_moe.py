@@ -58,7 +58,9 @@ def test_a_run_without_mixtures_has_no_router_curves(straight):
 def test_shares_are_those_of_the_last_batch():
     logged = []
     logger = SimpleNamespace(log_metrics=lambda values, step: logged.append((values, step)))
-    trainer = SimpleNamespace(accumulate_grad_batches=1, log_every_n_steps=1, global_step=5, loggers=[logger])
+    trainer = SimpleNamespace(
+        accumulate_grad_batches=1, log_every_n_steps=1, global_step=5, world_size=1, loggers=[logger]
+    )
     statistics = {
         "router_load": {1: torch.tensor([3, 1]), 4: torch.tensor([0, 8])},
         "router_entropy": {1: torch.tensor(0.5), 4: torch.tensor(0.25)},
