@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from ablate.compose import one_line
 from ablate.errors import AblateError
-from ablate.study.plan import Job
+from ablate.study.plan import Arm, Job
 from ablate.study.progress import ENDED, status_of
 
 Launch = Callable[..., Sequence[JobReturn]]
@@ -32,6 +32,17 @@ def launcher_of(hydra: DictConfig) -> str:
 def is_elsewhere(hydra: DictConfig) -> bool:
     """Whether jobs run in processes other than the sweeper's."""
     return launcher_of(hydra) != "basic"
+
+
+def check_devices(hydra: DictConfig, arms: list[Arm]) -> None:
+    """Raises AblateError if a launcher's processes would have to start further ones: there is no command to repeat."""
+    for arm in arms:
+        trainer = arm.config["trainer"]
+        if is_elsewhere(hydra) and trainer["devices"] * trainer["num_nodes"] > 1:
+            raise AblateError(
+                f"hydra/launcher={launcher_of(hydra)}: a run of it trains on one device, and '{arm.name}' on several; "
+                "leave hydra/launcher out, or set trainer.devices=1"
+            )
 
 
 def launch_all(launch: Launch, jobs: list[Job], shared: list[str], first: int, launcher: str) -> list[JobReturn]:

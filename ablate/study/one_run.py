@@ -56,6 +56,7 @@ def _begin_or_go_on(config: DictConfig, overrides: list[str]) -> float:
         with claimed(path):
             if (path / "summary.json").is_file():
                 config.resume = str(path)
+                overrides = [*overrides, f"resume='{path}'"]  # for the ranks that the run starts
             else:
                 shutil.rmtree(path)  # killed before it had begun
     return train(config, overrides)

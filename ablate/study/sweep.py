@@ -16,7 +16,7 @@ from ablate.compose import plain
 from ablate.errors import AblateError
 from ablate.study.collect import read_runs
 from ablate.study.hold import hold
-from ablate.study.launchers import Launch, is_elsewhere, launch_all, launcher_of, reason, sigterm_exits
+from ablate.study.launchers import Launch, check_devices, is_elsewhere, launch_all, launcher_of, reason, sigterm_exits
 from ablate.study.plan import (
     Arm,
     Compose,
@@ -55,6 +55,7 @@ def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: La
         folder = folder.absolute()  # Hydra makes it wherever a job's process begins
     arms = plan_arms(study, compose, shared)
     check_metric(study, arms[0])
+    check_devices(config.hydra, arms)
     arms = hold(study, arms, compose, shared)
     show_plan(study, arms, folder)
     for name in same_as_baseline(arms):

@@ -7,10 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
 from training.harness import ROOT, SCALARS, summary, write_corpus
+
+from ablate.errors import AblateError
+from ablate.study.launchers import check_devices, launch_all
+from ablate.study.plan import Arm, Job
+from ablate.study.progress import status_of
 
 LAUNCHERS = {
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
@@ -116,6 +124,58 @@ def processes(home: Path) -> list[str]:
         except OSError:
             continue
     return found
+
+
+def write_status(job: Job, status: str) -> None:
+    job.path.mkdir(parents=True, exist_ok=True)
+    (job.path / "summary.json").write_text(json.dumps({"status": status}))
+
+
+def pool(jobs: dict[str, Job], deadly: set[str], launched: list[list[str]]):
+    """Launches two jobs at once; with a deadly one both die, and the launcher gives up."""
+
+    def launch(overrides: list[list[str]], initial_job_idx: int) -> list[JobReturn]:
+        names = [next(o.split("'")[1] for o in given if "study.arm" in o) for given in overrides]
+        launched.append(names)
+        for pair in (names[i : i + 2] for i in range(0, len(names), 2)):
+            for name in pair:
+                write_status(jobs[name], "running" if deadly & set(pair) else "finished")
+            if deadly & set(pair):
+                raise RuntimeError("a process died")
+        return [JobReturn(status=JobStatus.COMPLETED) for _ in names]
+
+    return launch
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    return {name: Job(Arm(name, [], {}, None), 0, tmp_path / name) for name in "abcdef"}
+
+
+def test_a_job_that_kills_the_pool_is_found_and_all_others_are_run(jobs):
+    launched = []
+    returns = launch_all(pool(jobs, {"c"}, launched), list(jobs.values()), [], 0, "joblib")
+    assert launched == [list("abcdef"), list("ef"), ["c"], ["d"]], "those that had begun come last, each alone"
+    assert [found.status == JobStatus.FAILED for found in returns] == [name == "c" for name in jobs]
+    assert {name: status_of(job.path) for name, job in jobs.items() if name != "c"} == dict.fromkeys(
+        "abdef", "finished"
+    )
+
+
+def test_a_launcher_that_begins_nothing_is_the_users_to_mend(jobs):
+    def launch(overrides, initial_job_idx):
+        raise RuntimeError("sbatch: command not found")
+
+    with pytest.raises(AblateError, match="hydra/launcher=slurm: sbatch: command not found"):
+        launch_all(launch, list(jobs.values()), [], 0, "slurm")
+
+
+@pytest.mark.parametrize("launcher, devices, refused", [("joblib", 2, True), ("joblib", 1, False), ("basic", 2, False)])
+def test_a_run_of_several_processes_is_the_basic_launchers(launcher, devices, refused):
+    hydra = OmegaConf.create({"runtime": {"choices": {"hydra/launcher": launcher}}})
+    arms = [Arm("rms", [], {"trainer": {"devices": devices, "num_nodes": 1}}, None)]
+    with pytest.raises(AblateError, match=r"trainer\.devices=1") if refused else nullcontext():
+        check_devices(hydra, arms)
 
 
 @pytest.mark.slow
