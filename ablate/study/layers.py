@@ -5,8 +5,7 @@ from typing import Any
 from ablate.errors import AblateError
 from ablate.model.config import AXES, DecoderConfig
 from ablate.study.findings import Findings
-from ablate.study.records import Record
-from ablate.study.verdict import ASIDE
+from ablate.study.records import ASIDE, Record
 from ablate.training.terminal import component, stretches
 
 MISSING = object()

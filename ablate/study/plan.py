@@ -19,11 +19,9 @@ from ablate.model.config import load_plugins
 from ablate.run import read_config
 from ablate.study.match import Matched, match
 from ablate.study.question import Study
+from ablate.study.records import ASIDE
 
 Compose = Callable[[list[str]], DictConfig]
-
-# What a run may have otherwise and still be the same run.
-_ASIDE = ("run_dir", "resume", "paths", "logger", "callbacks", "tags", "sample", "study", "seed")
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def same_as_baseline(arms: list[Arm]) -> list[str]:
 
 def compared(config: dict[str, Any]) -> dict[str, Any]:
     """What makes a run what it is, its seed and its place aside."""
-    return {key: value for key, value in config.items() if key not in _ASIDE}
+    return {key: value for key, value in config.items() if key not in (*ASIDE, "callbacks")}
 
 
 def check_folder(job: Job) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 
 from ablate.errors import AblateError
 
+# Of a configuration, what says where a run goes and how it is watched, but not what it does.
+ASIDE = ("seed", "run_dir", "resume", "tags", "study", "logger", "paths", "sample")
+
 TOKENS, FLOPS, SECONDS = "tokens", "flops", "seconds"
 
 

@@ -10,14 +10,12 @@ from typing import Any
 
 from ablate.errors import AblateError, did_you_mean
 from ablate.study.question import Study
-from ablate.study.records import Record
+from ablate.study.records import ASIDE, Record
 from ablate.study.statistics import Paired, Verdict, holm, in_words, one_sided, significant
 
 UNITS = {"train/loss": "nats", "val/loss": "nats", "val/bpb": "bits per byte", "train/tokens_per_s": "tokens/s"}
 HELD = {"tokens": "per token", "flops": "per FLOP", "seconds": "per second"}
 ENOUGH = 6  # pairs: of fewer, an exact sign-flip test cannot reach 0.05
-# Of a configuration, what says where a run goes and how it is watched, but not what it does.
-ASIDE = ("seed", "run_dir", "resume", "tags", "study", "logger", "paths", "sample")
 
 
 @dataclass(frozen=True)
