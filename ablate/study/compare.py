@@ -6,9 +6,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ablate.errors import AblateError
-from ablate.study.collect import read_any_runs, study_of
+from ablate.study.collect import read_any_runs, read_runs, study_of
+from ablate.study.question import Study, Tuning
+from ablate.study.records import Record
 from ablate.study.report import write_report
 from ablate.study.terminal import show_verdict
+from ablate.study.tuning import choose
 from ablate.study.verdict import judge
 
 
@@ -26,8 +29,17 @@ def compare(config: DictConfig) -> None:
     folder = Path(str(config.runs))
     records = read_any_runs(folder)
     study = study_of(records, config.baseline, config.metric, margin)
-    verdict = judge(study, records)
+    verdict = judge(study, records, _tuned(study, records, folder / "tuning"))
     show_verdict(verdict, write_report(study, records, verdict, Path(config.out or folder / "report")))
+
+
+def _tuned(study: Study, records: list[Record], folder: Path) -> dict[str, Any] | None:
+    """What a study with learning rates of its own has found of them."""
+    node = records[0].config.get("study") or {}
+    if node.get("tune") is None or not folder.is_dir():
+        return None
+    grid = Tuning(grid=sorted(map(float, node["lr_grid"])), seeds=node["tuning_seeds"])
+    return choose(study, grid, read_runs(folder))
 
 
 def _text(key: str, value: Any) -> None:

@@ -87,7 +87,7 @@ def _place(folder: Path, arm: Arm, seed: int) -> Path:
 def _tune(study: Study, tuning: Tuning, arms: list[Arm], compose: Compose, run: "_Runner") -> tuple[list[Arm], dict]:
     """The arms, each at the learning rate that was its best, and what was tried."""
     run(tuning_jobs(study, tuning, arms, run.folder, compose, run.shared))
-    tuned = choose(study, tuning, arms, read_runs(run.folder / "tuning"))
+    tuned = choose(study, tuning, read_runs(run.folder / "tuning"))
     for name, found in tuned["arms"].items():
         print(f"{name}: optimizer.lr={found['chosen']:g}", flush=True)
         if found["edge"]:

@@ -23,7 +23,7 @@ def tuning_jobs(
     ]
 
 
-def choose(study: Study, tuning: Tuning, arms: list[Arm], records: list[Record]) -> dict[str, Any]:
+def choose(study: Study, tuning: Tuning, records: list[Record]) -> dict[str, Any]:
     """The grid, each arm's points (learning rate, seed, metric or null) and its choice.
 
     A learning rate at which a run diverged is not chosen. `edge`: the choice is the grid's first or last.
@@ -32,8 +32,8 @@ def choose(study: Study, tuning: Tuning, arms: list[Arm], records: list[Record])
         AblateError: an arm that finished at no learning rate.
     """
     found: dict[str, Any] = {}
-    for arm in arms:
-        points = [(_lr(r), r.seed, r.metric(study.metric)) for r in records if r.arm == arm.name]
+    for arm in study.arms:
+        points = [(_lr(r), r.seed, r.metric(study.metric)) for r in records if r.arm == arm]
         points = sorted(p for p in points if p[0] in tuning.grid and p[1] in tuning.seeds)
         means = {}
         for lr in tuning.grid:
@@ -41,10 +41,10 @@ def choose(study: Study, tuning: Tuning, arms: list[Arm], records: list[Record])
             if len(values) == len(tuning.seeds) and None not in values:
                 means[lr] = statistics.fmean(values)
         if not means:
-            raise AblateError(f"study.lr_grid: '{arm.name}' finished at no learning rate of it; choose lower ones")
+            raise AblateError(f"study.lr_grid: '{arm}' finished at no learning rate of it; choose lower ones")
         chosen = (max if study.rising else min)(means, key=means.get)
         edge = chosen in (tuning.grid[0], tuning.grid[-1])
-        found[arm.name] = {"points": [list(point) for point in points], "chosen": chosen, "edge": edge}
+        found[arm] = {"points": [list(point) for point in points], "chosen": chosen, "edge": edge}
     return {"grid": tuning.grid, "arms": found}
 
 

@@ -157,7 +157,7 @@ def test_a_study_may_hold_flops_or_seconds(study, spent):
 
 
 @pytest.mark.slow
-def test_learning_rates_are_tuned_on_seeds_of_their_own(study):
+def test_learning_rates_are_tuned_on_seeds_of_their_own(study, command):
     outcome = study("study.tune=lr", "study.lr_grid=[1e-5,3e-3]", "study.tuning_seeds=[7]", "study.seeds=[0]")
     assert outcome.status == 0, outcome.err
     assert len(list(study.folder.glob("tuning/*/*/summary.json"))) == 4
@@ -165,6 +165,9 @@ def test_learning_rates_are_tuned_on_seeds_of_their_own(study):
     assert tuned["chosen"] == 3e-3 and tuned["edge"] and "edge" in outcome.err
     assert [lr for lr, _, _ in tuned["points"]] == [1e-5, 3e-3]
     assert "optimizer.lr=0.003" in summary(study.folder / "runs/layer/seed_0")["overrides"]
+    before = verdict(study.folder)
+    assert command("compare.py", f"runs={study.folder}").status == 0
+    assert verdict(study.folder) == before
 
 
 @pytest.mark.parametrize(
