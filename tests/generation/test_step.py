@@ -87,7 +87,14 @@ def graphs(monkeypatch, short_spans):
     return made
 
 
-@pytest.mark.parametrize("choice", PAIRS, ids=lambda choice: "-".join(name for _, name in choice))
+# All of them take half a minute: every fifth one always, the others with -m slow.
+SOME_PAIRS = [
+    pytest.param(pair, marks=[pytest.mark.slow] * bool(number % 5), id="-".join(name for _, name in pair))
+    for number, pair in enumerate(PAIRS)
+]
+
+
+@pytest.mark.parametrize("choice", SOME_PAIRS)
 def test_steps_of_one_shape_are_the_eager_ones(choice, uncompiled):
     model = tiny(**dict(choice))
     assert generate_tokens(model, PROMPTS, COUNT, compile=True) == generate_tokens(model, PROMPTS, COUNT)
