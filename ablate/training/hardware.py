@@ -26,7 +26,7 @@ def resolve_accelerator(name: str, key: str = "trainer.accelerator", devices: in
         raise AblateError(f"{key}={name}: choose one of auto, cpu, gpu")
     if not found or name == "cpu":
         return "cpu"
-    if devices > torch.cuda.device_count():
+    if devices > max(1, torch.cuda.device_count()):
         raise AblateError(
             f"trainer.devices={devices}: torch sees {torch.cuda.device_count()} CUDA device(s) here; lower it, "
             f"or use {key}=cpu"
