@@ -17,5 +17,7 @@ class StudySweeper(Sweeper):
     def sweep(self, arguments):
         from ablate.study.sweep import sweep  # torch takes seconds to import: not at each start of any Hydra command
 
-        compose = lambda overrides: self.loader.load_sweep_config(self.config, overrides)  # noqa: E731
+        def compose(overrides):
+            return self.loader.load_sweep_config(self.config, overrides)
+
         return sweep(self.config, arguments, compose, self.launcher.launch)

@@ -1,5 +1,6 @@
 """The runs under a folder, and which arm each belongs to."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def read_any_runs(folder: Path) -> list[Record]:
     changes = [_changes(run) for run in runs]
     common = set.intersection(*map(set, changes))
     named = [", ".join(change for change in mine if change not in common) or "default" for mine in changes]
-    return [_named(run, name) for run, name in zip(runs, named, strict=True)]
+    return [replace(run, arm=name) for run, name in zip(runs, named, strict=True)]
 
 
 def study_of(records: list[Record], baseline: str | None, metric: str | None, margin: float | None) -> Study:
@@ -101,10 +102,6 @@ def _runs(folder: Path) -> list[Record]:
             raise AblateError(f"{path}: its config.yaml names no seed; move it away, or mend it")
         found.append(Record(path, arm, seed, summary.get("status", "running"), config, summary))
     return found
-
-
-def _named(run: Record, arm: str) -> Record:
-    return Record(run.path, arm, run.seed, run.status, run.config, run.summary)
 
 
 def _changes(run: Record) -> list[str]:

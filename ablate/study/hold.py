@@ -47,13 +47,11 @@ def _seconds(arms: list[Arm], rounds: int = 3) -> dict[str, float]:
 
 def _contestant(arm: Arm):
     from ablate.benchmark.training import Setting, ours, packed_batch
-    from ablate.training.hardware import has_bf16, resolve_accelerator
+    from ablate.training.hardware import resolve_accelerator, resolve_precision
 
     config = DecoderConfig.from_dict(arm.config["model"])
     accelerator = resolve_accelerator(arm.config["trainer"]["accelerator"])
-    precision = arm.config["trainer"]["precision"]
-    if precision == "auto":
-        precision = "bf16-mixed" if has_bf16(accelerator) else "32-true"
+    precision = resolve_precision(arm.config["trainer"]["precision"], accelerator)
     batch = packed_batch(config, arm.config["data"]["batch_size"], documents_per_row=4, seed=0)
     optimizer = instantiate(OmegaConf.create(arm.config["optimizer"]))
     return ours(Setting(config, optimizer, batch, accelerator, steps=8, seed=0), precision, arm.config["compile"])

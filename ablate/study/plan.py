@@ -20,6 +20,7 @@ from ablate.run import read_config
 from ablate.study.match import Matched, match
 from ablate.study.question import Study
 from ablate.study.records import ASIDE
+from ablate.training.folder import first_difference, key_of
 
 Compose = Callable[[list[str]], DictConfig]
 
@@ -59,7 +60,7 @@ def shared_overrides(arguments: list[str], study: Study) -> tuple[list[str], lis
         AblateError: an override of what the arms differ in; a sweep over anything but the seed.
     """
     shared, seeds = [], study.seeds
-    varied = {_key(o): name for name, overrides in study.arms.items() for o in overrides}
+    varied = {key_of(o): name for name, overrides in study.arms.items() for o in overrides}
     for text, override in zip(arguments, OverridesParser.create().parse_overrides(arguments), strict=True):
         key = override.key_or_group
         if key == "seed":
@@ -84,8 +85,8 @@ def plan_arms(study: Study, compose: Compose, shared: list[str]) -> list[Arm]:
     load_plugins(configs[study.baseline]["plugins"])
     arms = []
     for name, matched in match(study, {name: config["model"] for name, config in configs.items()}).items():
-        overrides = [*study.arms[name], *([matched.override] if matched.override else [])]
-        arms.append(Arm(name, overrides, composed(name, compose, [*shared, *overrides]), matched))
+        arm = Arm(name, study.arms[name], configs[name], matched)
+        arms.append(arm.with_overrides([matched.override], compose, shared) if matched.override else arm)
     if len({folder_name(name) for name in names}) < len(names):
         raise AblateError("study.arms: two names differ in signs alone, and would share a folder; rename one")
     return arms
@@ -124,27 +125,15 @@ def check_folder(job: Job) -> None:
     wanted, found = compared(job.arm.config), compared(read_config(job.path))
     key = next((key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key)), None)
     if key is not None:
-        where, now, then = _first_difference(key, wanted.get(key), found.get(key))
+        where, then, now = first_difference(key, found.get(key), wanted.get(key))
         raise AblateError(
             f"{job.path}: was made with {where}={then}, and the study has {now}; give it another folder: run_dir=..."
         )
 
 
-def _first_difference(key: str, now: Any, then: Any) -> tuple[str, Any, Any]:
-    if isinstance(now, dict) and isinstance(then, dict):
-        for name in sorted(now.keys() | then.keys()):
-            if now.get(name) != then.get(name):
-                return _first_difference(f"{key}.{name}", now.get(name), then.get(name))
-    return key, now, then
-
-
 def folder_name(arm: str) -> str:
     """An arm's name as that of a folder."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", arm).strip("-.") or "arm"
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").split("=", 1)[0]
 
 
 def _quoted(text: str) -> str:

@@ -112,35 +112,38 @@ def resumed(resume: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
     """
     path = Path(resume)
     recorded = [str(o) for o in read_summary(path).get("overrides", [])]
-    later = {_key(o): o for o in overrides if _key(o) not in ("resume", "run_dir")}
+    later = {key_of(o): o for o in overrides if key_of(o) not in ("resume", "run_dir")}
     for override in recorded:
-        names_code = _key(override) in ("plugins", "hydra.searchpath") or "_target_" in override
-        if names_code and _key(override) not in later:
+        names_code = key_of(override) in ("plugins", "hydra.searchpath") or "_target_" in override
+        if names_code and key_of(override) not in later:
             raise AblateError(f"resume: the run was made with {override}, which names code: give it again yourself")
-    merged = [o for o in recorded if _key(o) not in later] + list(later.values())
+    merged = [o for o in recorded if key_of(o) not in later] + list(later.values())
     config = compose_config("train", merged)
     saved = read_config(path)
     for section in _FIXED:
         now = OmegaConf.to_container(config, resolve=True)[section]
         if now != saved.get(section):
+            key, then, now = first_difference(section, saved.get(section), now)
             raise AblateError(
-                f"resume: {_difference(section, saved.get(section), now)}; a resumed run keeps its "
+                f"resume: {key} is {now}, but the run has {then}; a resumed run keeps its "
                 f"{', '.join(_FIXED)}: start a new run to change them"
             )
     config.run_dir = str(path)
     return config, merged
 
 
-def _key(override: str) -> str:
+def key_of(override: str) -> str:
+    """model.dim, of +model.dim=64"""
     return override.lstrip("+~").split("=", 1)[0]
 
 
-def _difference(key: str, saved: Any, now: Any) -> str:
+def first_difference(key: str, saved: Any, now: Any) -> tuple[str, Any, Any]:
+    """Where below `key` two values part first, and what each has there."""
     if isinstance(saved, dict) and isinstance(now, dict):
         for name in sorted(saved.keys() | now.keys()):
             if saved.get(name) != now.get(name):
-                return _difference(f"{key}.{name}", saved.get(name), now.get(name))
-    return f"{key} is {now}, but the run has {saved}"
+                return first_difference(f"{key}.{name}", saved.get(name), now.get(name))
+    return key, saved, now
 
 
 def identity(config: DictConfig, overrides: list[str]) -> dict[str, Any]:

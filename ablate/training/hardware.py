@@ -34,6 +34,13 @@ def resolve_accelerator(name: str, key: str = "trainer.accelerator", devices: in
     return "gpu"
 
 
+def resolve_precision(precision: str, accelerator: str) -> str:
+    """Lightning's precision; `auto` takes bf16 where the hardware has it."""
+    if precision != "auto":
+        return precision
+    return "bf16-mixed" if has_bf16(accelerator) else "32-true"
+
+
 def has_bf16(accelerator: str) -> bool:
     """Whether bf16 matrix products run in hardware."""
     if accelerator == "gpu":

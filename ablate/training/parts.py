@@ -63,9 +63,7 @@ def assemble(config: DictConfig) -> Parts:
     if clip is not None and (not isinstance(clip, int | float) or isinstance(clip, bool) or not clip > 0):
         raise AblateError(f"trainer.gradient_clip_val={clip}: expected a number above 0, or null")
     accelerator = hardware.resolve_accelerator(config.trainer.accelerator, devices=config.trainer.devices)
-    precision = config.trainer.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if hardware.has_bf16(accelerator) else "32-true"
+    precision = hardware.resolve_precision(config.trainer.precision, accelerator)
     data, corpus = _data(plain(config.data))
     model = DecoderConfig.from_dict(plain(config.model))
     _check_sizes(data, model)
