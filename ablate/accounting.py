@@ -1,7 +1,9 @@
 """What a model costs: parameters, FLOPs and cache bytes, counted on the model itself."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,23 +20,37 @@ class Budget:
     active: int  # parameters that one token passes through
     non_embedding: int  # without token embedding, output head and position table (Kaplan et al. 2020)
     flops_per_token: float  # forward, averaged over a full context, attention as its pattern has it
-    training_flops_per_token: float  # forward and backward: three times that
+    training_flops_per_token: float  # forward and backward: three times forward, attention within the pieces trained on
     kv_bytes_per_token: int  # cache bytes of one more token while nothing is forgotten yet
 
     def to_dict(self) -> dict[str, float]:
         return dataclasses.asdict(self)
 
 
-def budget(model: Decoder) -> Budget:
-    """Counts `model` from a twin on the meta device: nothing is computed, nothing is guessed."""
+def budget(model: Decoder, pieces: Mapping[int, int] | None = None) -> Budget:
+    """Counts `model` from a twin on the meta device: nothing is computed, nothing is guessed.
+
+    pieces: of the rows trained on, length -> how many, see `RowSource.pieces`; None: each is a full context.
+    """
     twin = meta_twin(model)
     counts = {name: p.numel() for name, p in twin.named_parameters()}
     total = sum(counts.values())
     embedding = sum(n for name, n in counts.items() if name.split(".")[0] in ("embedding", "head", "positions"))
     context = twin.config.context
-    flops = matrix_flops(twin) + attention_flops(twin, context) / context
+    matrix = matrix_flops(twin)
+    flops = matrix + attention_flops(twin, context) / context
+    trained = pieces or {context: 1}
+    places = sum(length * count for length, count in trained.items())
+    packed = matrix + sum(attention_flops(twin, length) * count for length, count in trained.items()) / places
     active = total - sum(block.ffn.idle_parameters() for block in twin.blocks)
-    return Budget(total, active, total - embedding, flops, 3 * flops, model.cache_bytes(1))
+    return Budget(total, active, total - embedding, flops, 3 * packed, model.cache_bytes(1))
+
+
+def tokens_per_step(config: Mapping[str, Any]) -> int:
+    """Tokens of one optimiser step of a run, padding included, over all batches and devices that it is made of."""
+    data, trainer = config["data"], config["trainer"]
+    batches = trainer["accumulate_grad_batches"] * trainer["devices"] * trainer["num_nodes"]
+    return data["batch_size"] * data["context"] * batches
 
 
 def meta_twin(model: Decoder) -> Decoder:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from ablate.accounting import budget
 from ablate.benchmark.rounds import name_of_round, take_turns
+from ablate.data.rows import pieces_of
 from ablate.model.config import DecoderConfig
 from ablate.model.decoder import Decoder
 from ablate.training.callbacks import StopOnDivergence, Throughput
@@ -75,7 +76,7 @@ def ours(setting: Setting, precision: str, compile: bool) -> Contestant:
     """Our decoder, LightningModule and Trainer, with the callbacks and the logger of a real run."""
     decoder = Decoder(setting.config, setting.seed)
     module = LanguageModel(decoder, setting.optimizer, lambda step, max_steps: 1.0, None, compile)
-    flops = budget(decoder).training_flops_per_token
+    flops = _flops(setting)
 
     def run() -> list[float]:
         stopwatch = _Stopwatch()
@@ -151,7 +152,7 @@ def compare(contestants: list[Contestant], rounds: int, say: Callable[[str], Non
 def add_rates(rows: list[dict[str, Any]], setting: Setting) -> None:
     """Adds tokens/s, MFU by our own count of FLOPs, and the ratio to the eager peer of the same precision."""
     tokens = setting.batch["tokens"].numel()
-    flops = budget(Decoder(setting.config)).training_flops_per_token
+    flops = _flops(setting)
     peaks = {p: peak_flops(setting.device, _dtype(p)) for p in {row["precision"] for row in rows}}
     peer = {row["precision"]: row["step_ms"] for row in rows if row["name"] == "transformers"}
     for row in rows:
@@ -159,6 +160,12 @@ def add_rates(rows: list[dict[str, Any]], setting: Setting) -> None:
         row["mfu"] = row["tokens_per_s"] * flops / peaks[row["precision"]]
         if row["precision"] in peer:
             row["times_transformers"] = peer[row["precision"]] / row["step_ms"]
+
+
+def _flops(setting: Setting) -> float:
+    """Training FLOPs per token of the batch."""
+    pieces = pieces_of(setting.batch["documents"].numpy())
+    return budget(Decoder(setting.config), pieces).training_flops_per_token
 
 
 def _dtype(precision: str) -> torch.dtype:

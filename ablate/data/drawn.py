@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ablate.data.rows import IGNORE
+from ablate.data.rows import IGNORE, pieces_of
 from ablate.data.settings import Settings
 from ablate.data.tokenizer import Tokenizer
 from ablate.errors import AblateError
@@ -116,6 +116,10 @@ class TaskRows(Dataset):
             for name, array in arrays.items()
             if array is not None
         }
+
+    def pieces(self, rows: int | None = None) -> dict[int, int]:
+        """Of one row, for they are all alike: length -> how many pieces attention keeps to."""
+        return {self.context: 1} if self.documents is None else pieces_of(self.documents[None])
 
     def _chance(self, ids: np.ndarray) -> np.ndarray:
         """Uniform numbers `[B, numbers]`. The generator counts to far: each row has a span of counts of its own."""

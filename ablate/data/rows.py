@@ -54,6 +54,16 @@ class PackedRows(Dataset):
     def size(self) -> int:
         return len(self)
 
+    def pieces(self, rows: int | None = None) -> dict[int, int]:
+        """Length -> how many: the pieces of the first rows, padding too, that attention keeps to."""
+        rows = len(self) if rows is None else min(rows, len(self))
+        if not self.document_mask:
+            return {self.context: rows}
+        starts = self.plan.row_start[: rows + 1]
+        length = self.plan.length[: starts[-1]]
+        padding = self.context - np.add.reduceat(length, starts[:-1])
+        return _counted(np.append(length, padding[padding > 0]))
+
     def __getitem__(self, ids: Sequence[int]) -> dict[str, Tensor | int]:
         """The batch of the rows `ids`; an id of -1 is a row of padding only.
 
@@ -96,6 +106,18 @@ class PackedRows(Dataset):
             return tensors
         padded = np.bincount(row, length, minlength=batch) < self.context
         return {**tensors, "max_documents": 1 << int((count + padded).max() - 1).bit_length()}
+
+
+def pieces_of(documents: np.ndarray) -> dict[int, int]:
+    """Length -> how many: the runs of one document in the rows of `documents`, `[B, T]`."""
+    starts = np.ones(documents.shape, dtype=bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return _counted(np.diff(np.append(np.flatnonzero(starts), documents.size)))
+
+
+def _counted(lengths: np.ndarray) -> dict[int, int]:
+    values, counts = np.unique(lengths, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def _ranges(counts: np.ndarray) -> np.ndarray:

@@ -45,6 +45,9 @@ class RowSource(Protocol):
         """The batch of the rows `ids`: tokens, targets, positions and, where attention keeps to them, documents
         (and, to spare a GPU kernel from asking, max_documents)."""
 
+    def pieces(self, rows: int | None = None) -> dict[int, int]:
+        """Length -> how many: the pieces of the first rows, padding too, that attention keeps to. They fill them."""
+
 
 class Opened(Protocol):
     """A corpus, ready to be trained on."""

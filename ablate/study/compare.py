@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from ablate.errors import AblateError
 from ablate.study.collect import read_any_runs, read_runs, study_of
-from ablate.study.question import Study, Tuning
+from ablate.study.question import Study, read_study
 from ablate.study.records import Record
 from ablate.study.report import write_report
 from ablate.study.terminal import show_verdict
@@ -38,8 +38,7 @@ def _tuned(study: Study, records: list[Record], folder: Path) -> dict[str, Any] 
     node = records[0].config.get("study") or {}
     if node.get("tune") is None or not folder.is_dir():
         return None
-    grid = Tuning(grid=sorted(map(float, node["lr_grid"])), seeds=node["tuning_seeds"])
-    return choose(study, grid, read_runs(folder))
+    return choose(study, read_study(node)[1], read_runs(folder))
 
 
 def _text(key: str, value: Any) -> None:

@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 
 from ablate.page.drawing import GREY, Plot, brief, colour_of, empty_figure, line_of, safe, see_through
 from ablate.study.findings import Findings
-from ablate.study.words import UNITS, effect_and_interval, signed
+from ablate.study.words import effect_and_interval, signed
+from ablate.training.terminal import UNITS
 
 ROW = 66  # pixels
 

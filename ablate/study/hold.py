@@ -1,12 +1,17 @@
 """What each run may spend: as many tokens as the baseline, as many training FLOPs, or as many seconds."""
 
+from pathlib import Path
+
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from ablate.accounting import tokens_per_step
 from ablate.errors import AblateError
 from ablate.model.config import DecoderConfig
+from ablate.study.match import budget_of
 from ablate.study.plan import Arm, Compose
 from ablate.study.question import Study
+from ablate.training.parts import read_data
 
 
 def hold(study: Study, arms: list[Arm], compose: Compose, shared: list[str]) -> list[Arm]:
@@ -25,12 +30,14 @@ def hold(study: Study, arms: list[Arm], compose: Compose, shared: list[str]) -> 
 
 
 def _flops(arms: list[Arm]) -> dict[str, float]:
-    return {arm.name: arm.matched.budget.training_flops_per_token * _tokens_a_step(arm) for arm in arms}
-
-
-def _tokens_a_step(arm: Arm) -> int:
-    data, trainer = arm.config["data"], arm.config["trainer"]
-    return data["batch_size"] * data["context"] * trainer["accumulate_grad_batches"]
+    """Training FLOPs of one optimiser step, on the corpus as each arm packs it."""
+    cost = {}
+    for arm in arms:
+        data, corpus = read_data(arm.config["data"])
+        rows = corpus.open(data, arm.config["seed"], Path(arm.config["paths"]["data"])).train
+        counted = budget_of(arm.config["model"], rows.pieces(data.max_rows))
+        cost[arm.name] = counted.training_flops_per_token * tokens_per_step(arm.config)
+    return cost
 
 
 def _seconds(arms: list[Arm], rounds: int = 3) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Matched budgets: the width of the FFN, the depth or the width at which an arm costs what the baseline does."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +27,13 @@ class Matched:
     difference: float  # from the baseline, as a share of it, in what is matched; of parameters where nothing is
 
 
-def budget_of(model: dict[str, Any]) -> Budget:
-    """The budget of a resolved node `model`, counted without building weights.
+def budget_of(model: dict[str, Any], pieces: Mapping[int, int] | None = None) -> Budget:
+    """The budget of a resolved node `model`, counted without building weights; pieces: as `ablate.budget` takes them.
 
     Raises:
         AblateError: what cannot be built.
     """
-    return budget(_without_weights(model))
+    return budget(_without_weights(model), pieces)
 
 
 def match(study: Study, models: dict[str, dict[str, Any]]) -> dict[str, Matched]:

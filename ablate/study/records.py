@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ablate.accounting import tokens_per_step
 from ablate.errors import AblateError
 
 # Of a configuration, what says where a run goes and how it is watched, but not what it does.
@@ -68,8 +69,7 @@ class Record:
     def cost_of_step(self, axis: str) -> float | None:
         """What one optimiser step costs, in tokens, training FLOPs or seconds of training."""
         try:
-            data, trainer = self.config["data"], self.config["trainer"]
-            tokens = data["batch_size"] * data["context"] * trainer["accumulate_grad_batches"] * trainer["devices"]
+            tokens = tokens_per_step(self.config)
         except (KeyError, TypeError):
             return None
         if axis == TOKENS:

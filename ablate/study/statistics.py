@@ -6,13 +6,12 @@ A difference is arm minus baseline of one seed. What cannot be had of so few is 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import floor, log10
+from math import floor, log10, sqrt
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import DescrStatsW
 
 ALPHA = 0.05
@@ -30,7 +29,8 @@ class Comparison:
 
     effect: their mean. interval: its 95% interval, by Student's t. p: two-sided paired t-test. p_sign_flip: two-sided,
     exact up to 16 pairs. p_equivalent: TOST, of a mean that lies within the margin. sd: of the differences.
-    mde: the smallest true mean that as many pairs of that sd find at p < 0.05 four times in five.
+    mde: the smallest true mean that as many pairs of that sd find four times in five; as the only one among the means
+    of `arms` arms, for Holm's correction then asks it for p < 0.05 / arms.
     All but effect want two pairs.
     """
 
@@ -52,6 +52,7 @@ class Paired:
     arm: dict[int, float | None]
     baseline: dict[int, float | None]
     margin: float
+    arms: int = 1  # that are compared with the baseline in the study
 
     @cached_property
     def ended(self) -> list[int]:
@@ -70,7 +71,7 @@ class Paired:
 
     @cached_property
     def found(self) -> Comparison:
-        return compare(self.differences, self.margin)
+        return compare(self.differences, self.margin, self.arms)
 
     @cached_property
     def diverged_alone(self) -> tuple[int, int]:
@@ -83,8 +84,8 @@ class Paired:
         return mcnemar(*self.diverged_alone) if self.ended else None
 
 
-def compare(differences: Sequence[float], margin: float) -> Comparison:
-    """All that is known of differences, which are finite; margin: of equivalence, in their unit."""
+def compare(differences: Sequence[float], margin: float, arms: int = 1) -> Comparison:
+    """All that is known of differences, which are finite; margin: of equivalence, in their unit. arms: of the study."""
     values = np.asarray(differences, dtype=float)
     pairs = len(values)
     if pairs < 2:
@@ -106,7 +107,7 @@ def compare(differences: Sequence[float], margin: float) -> Comparison:
         p_sign_flip=sign_flip(values),
         p_equivalent=max(above, below),
         sd=sd,
-        mde=sd * detectable(pairs),
+        mde=sd * detectable(pairs, ALPHA / arms),
     )
 
 
@@ -137,9 +138,18 @@ def sign_flip(differences: Sequence[float]) -> float:
 
 
 @lru_cache
-def detectable(pairs: int) -> float:
-    """The smallest true effect, in sd of the differences, that a two-sided t-test finds at 80% power, alpha 0.05."""
-    return float(TTestPower().solve_power(nobs=pairs, alpha=ALPHA, power=POWER, alternative="two-sided"))
+def detectable(pairs: int, alpha: float) -> float:
+    """The smallest true effect, in sd of the differences, that a two-sided t-test at `alpha` finds at 80% power."""
+    degrees = pairs - 1
+    beyond = stats.t.isf(alpha / 2, degrees)
+
+    def short_of_power(noncentrality: float) -> float:
+        return POWER - stats.nct.sf(beyond, degrees, noncentrality)  # the other tail is below 1e-4 there
+
+    high = 1.0
+    while short_of_power(high) > 0:  # statsmodels' own search ends at an effect of 10, which three pairs can ask for
+        high *= 2
+    return float(optimize.brentq(short_of_power, 0, high)) / sqrt(pairs)
 
 
 def significant(p: float | None) -> bool:

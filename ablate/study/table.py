@@ -11,7 +11,7 @@ from ablate.study.records import Record
 from ablate.study.words import effect_and_interval, level, p_value, signed, with_unit
 from ablate.training.terminal import short
 
-# MDE: minimum detectable effect, which so many pairs would find four times in five.
+# MDE: minimum detectable effect, which so many pairs would find four times in five after Holm.
 TESTS = ("verdict", "effect", "95% interval", "pairs", "p", "p, Holm", "p, sign flip", "p, equivalent", "MDE")
 METRICS = ("val/loss", "val/bpb", "val/accuracy")
 

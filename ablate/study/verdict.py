@@ -87,7 +87,7 @@ def judge(study: Study, records: list[Record], tuning: dict[str, Any] | None = N
     """
     baseline, *others = [_arm(name, records, study.metric) for name in dict.fromkeys((study.baseline, *study.arms))]
     _require(study, baseline, others)
-    paired = [Paired(arm.ends, baseline.ends, study.margin) for arm in others]
+    paired = [Paired(arm.ends, baseline.ends, study.margin, len(others)) for arm in others]
     p_holm = holm([pairs.found.p for pairs in paired])
     contests = [_Contest(study, arm, baseline, *of_arm) for arm, *of_arm in zip(others, paired, p_holm, strict=True)]
     return {

@@ -6,9 +6,8 @@ from typing import Any
 from ablate.page.words import number
 from ablate.study.findings import Findings, distinct, figure
 from ablate.study.records import TOKENS
-from ablate.training.terminal import short
+from ablate.training.terminal import UNITS, short
 
-UNITS = {"val/loss": "nats a token", "train/loss": "nats a token", "val/bpb": "bits a byte"}
 MATCHED = {"params": "parameters", "flops": "forward FLOPs a token"}
 HELD = {"tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds of training"}
 BY = {"ffn": "the FFN's width", "depth": "depth", "dim": "width"}

@@ -119,11 +119,11 @@ class Throughput(Callback):
     Tokens are those of all ranks. `mfu` is training FLOPs per second over the rate of matrix products of all their
     devices (Chowdhery et al. 2022).
 
-    peak_flops: FLOP/s of one device. ranks: how many there are.
+    flops_per_token: of training. peak_flops: FLOP/s of one device. ranks: how many there are.
     """
 
-    def __init__(self, training_flops_per_token: float, peak_flops: float, ranks: int = 1):
-        self._flops, self._peak = training_flops_per_token, peak_flops * ranks
+    def __init__(self, flops_per_token: float, peak_flops: float, ranks: int = 1):
+        self.flops_per_token, self._peak = flops_per_token, peak_flops * ranks
         self._rates: list[float] = []
         self._tokens = 0
         self._start: float | None = None
@@ -136,7 +136,7 @@ class Throughput(Callback):
     @property
     def mfu(self) -> float | None:
         rate = self.tokens_per_s
-        return None if rate is None else rate * self._flops / self._peak
+        return None if rate is None else rate * self.flops_per_token / self._peak
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
         now = time.perf_counter()
@@ -148,7 +148,7 @@ class Throughput(Callback):
             rate = self._tokens / (now - self._start)
             self._rates.append(rate)
             module.log("train/tokens_per_s", rate, prog_bar=True)
-            module.log("train/mfu", rate * self._flops / self._peak)
+            module.log("train/mfu", rate * self.flops_per_token / self._peak)
             self._start, self._tokens = now, 0
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:

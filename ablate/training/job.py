@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig
 
+from ablate.accounting import budget
 from ablate.compose import plain
 from ablate.data import Opened
 from ablate.errors import AblateError
@@ -124,6 +125,8 @@ class _Job:
         config, data = self.config, self.parts.data
         self.corpus: Opened = self.parts.corpus.open(data, config.seed, Path(config.paths.data))
         self.corpus.require(data.batch_size * self.ranks.count)
+        self.budget = budget(self.parts.decoder, self.corpus.train.pieces(data.max_rows))
+        self.throughput.flops_per_token = self.budget.training_flops_per_token
         self.checkpoint = last_good_checkpoint(self.path / "checkpoints") if resuming else None
 
     def open(self, resuming: bool) -> None:
@@ -139,7 +142,7 @@ class _Job:
             "status": "running",
             "seed": config.seed,
             "overrides": self.overrides,
-            "budget": self.parts.budget.to_dict(),
+            "budget": self.budget.to_dict(),
             "corpus": {"name": config.data.name, "fingerprint": self.corpus.fingerprint, **self.corpus.report()},
             "precision": self.parts.precision,
             **folder.provenance(),
@@ -170,7 +173,7 @@ class _Job:
         self.start, status = time.perf_counter(), "failed"
         try:
             for logger in self.trainer.loggers:
-                logger.log_hyperparams({**plain(self.config), "budget": self.parts.budget.to_dict()})
+                logger.log_hyperparams({**plain(self.config), "budget": self.budget.to_dict()})
             self.train()
             self._finish()
             status = "finished"

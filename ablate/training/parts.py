@@ -64,7 +64,7 @@ def assemble(config: DictConfig) -> Parts:
         raise AblateError(f"trainer.gradient_clip_val={clip}: expected a number above 0, or null")
     accelerator = hardware.resolve_accelerator(config.trainer.accelerator, devices=config.trainer.devices)
     precision = hardware.resolve_precision(config.trainer.precision, accelerator)
-    data, corpus = _data(plain(config.data))
+    data, corpus = read_data(plain(config.data))
     model = DecoderConfig.from_dict(plain(config.model))
     _check_sizes(data, model)
     if accelerator == "cpu":
@@ -77,7 +77,13 @@ def assemble(config: DictConfig) -> Parts:
     return Parts(decoder, kernels, budget(decoder), data, corpus, optimizer, schedule, accelerator, precision)
 
 
-def _data(node: dict[str, Any]) -> tuple[Settings, Any]:
+def read_data(node: dict[str, Any]) -> tuple[Settings, Any]:
+    """What a resolved node `data` says, and the corpus that it names, not yet open.
+
+    Raises:
+        AblateError: an unknown key, or a value that cannot be.
+    """
+    node = dict(node)
     kind = CORPORA.component(node.get("name")).Settings
     shared = {key: node.pop(key) for key in list(node) if key in kind.__dataclass_fields__}
     corpus = CORPORA.build(node)

@@ -8,20 +8,20 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from ablate.accounting import tokens_per_step
 from ablate.data import Opened
 from ablate.model.config import AXES
 from ablate.training.parts import Parts
 
-UNITS = {"val/loss": "nats a token", "val/bpb": "bits a byte"}
+UNITS = {"val/loss": "nats a token", "val/bpb": "bits a byte", "train/loss": "nats a token"}
 
 
 def show_plan(parts: Parts, corpus: Opened, config: DictConfig) -> None:
     """The layer table, the budget, the corpus, and where the run goes."""
     out = console()
     out.print(_layer_table(parts.decoder.config.layers(), parts.kernels))
-    cost, data = parts.budget, parts.data
+    cost = parts.budget
     ranks = config.trainer.devices * config.trainer.num_nodes
-    tokens_a_step = data.batch_size * data.context * config.trainer.accumulate_grad_batches * ranks
     _lines(
         out,
         {
@@ -29,7 +29,7 @@ def show_plan(parts: Parts, corpus: Opened, config: DictConfig) -> None:
             "forward": f"{short(cost.flops_per_token)}FLOP a token",
             "cache": f"{cost.kv_bytes_per_token} bytes a token",
             "corpus": f"{config.data.name}: {corpus.describe()}",
-            "training": f"{config.trainer.max_steps} steps of {tokens_a_step} tokens, {parts.precision} "
+            "training": f"{config.trainer.max_steps} steps of {tokens_per_step(config)} tokens, {parts.precision} "
             f"on {f'{ranks} x ' * (ranks > 1)}{parts.accelerator}, seed {config.seed}",
             "run folder": str(config.run_dir),
         },
@@ -44,7 +44,7 @@ def show_results(summary: dict[str, Any], path: Path) -> None:
         sample = summary["sample"]
         out.print("\n" + sample["prompt"] + sample["text"] + "\n", markup=False, highlight=False, style="dim")
     rate = speed["train_tokens_per_s"]
-    lines = {name: f"{metrics[name]:.4f} {unit}" for name, unit in UNITS.items() if name in metrics}
+    lines = {name: f"{metrics[name]:.4f} {UNITS[name]}" for name in ("val/loss", "val/bpb") if name in metrics}
     if "val/accuracy" in metrics:
         lines["val/accuracy"] = f"{metrics['val/accuracy']:.4f}, where chance is {summary['corpus']['chance']:.4f}"
     lines |= {

@@ -1,8 +1,12 @@
+from collections import Counter
+from itertools import groupby
+
 import numpy as np
 import pytest
 import torch
 
 from ablate.data import PACKERS, PackedRows, Rows
+from ablate.data.rows import pieces_of
 
 CASES = [
     ([5], 8),
@@ -147,6 +151,29 @@ def test_batches_equal_a_slow_loop(name, mask, restart):
     for key, tensor in batch.items():
         assert tensor.dtype == (torch.int32 if key == "documents" else torch.int64)
         assert torch.equal(tensor.long(), torch.from_numpy(expected[key])), key
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+@pytest.mark.parametrize("name", ["best_fit", "padded", "concat"])
+def test_pieces_are_the_runs_of_one_document_in_the_rows(name, limit):
+    lengths = np.random.default_rng(3).integers(1, 40, 50)
+    starts = np.cumsum(lengths) - lengths
+    rows = PackedRows(np.zeros(lengths.sum() + 1, dtype=np.uint16), starts, lengths, pack(name, lengths, 16))
+    documents = rows[range(len(rows))]["documents"][:limit]
+    runs = Counter(len(list(run)) for row in documents.tolist() for _, run in groupby(row))
+    assert rows.pieces(limit) == runs
+    assert pieces_of(documents.numpy()) == runs
+
+
+def test_without_the_document_mask_a_row_is_one_piece():
+    rows = PackedRows(
+        np.zeros(33, dtype=np.uint16),
+        np.array([0, 7]),
+        np.array([7, 25]),
+        pack("concat", [7, 25], 8),
+        document_mask=False,
+    )
+    assert rows.pieces() == {8: 4}
 
 
 def test_a_batch_of_empty_rows():

@@ -102,6 +102,7 @@ def test_leak_asks_for_the_second_of_two_equal_documents():
         assert targets == [IGNORE] * 12 + tokens[13:] + [IGNORE]
     assert batch["documents"].tolist() == [[0] * 12 + [1] * 12] * 50
     assert batch["positions"].tolist() == [[*range(12), *range(12)]] * 50
+    assert opened("leak").train.pieces() == {12: 2}
 
 
 def test_the_switches_of_leak_hold_in_training_and_in_validation():
@@ -110,6 +111,7 @@ def test_the_switches_of_leak_hold_in_training_and_in_validation():
         batch = split[range(3)]
         assert "documents" not in batch
         assert batch["positions"].tolist() == [list(range(24))] * 3
+        assert split.pieces() == {24: 1}
 
 
 SOLVERS = {

@@ -107,7 +107,7 @@ def _config(path: Path, arm: str, seed: int) -> dict[str, Any]:
         "model": model,
         "optimizer": {"lr": 0.002, "betas": [0.9, 0.95]},
         "data": {"batch_size": 16, "context": 256},
-        "trainer": {"accumulate_grad_batches": 1, "devices": 1, "max_steps": STEPS},
+        "trainer": {"accumulate_grad_batches": 1, "devices": 1, "num_nodes": 1, "max_steps": STEPS},
         "logger": {"csv": {"path": str(path / "metrics.csv")}},
         "callbacks": {"checkpoint": {"dirpath": str(path / "checkpoints")}},
         "seed": seed,

@@ -94,21 +94,23 @@ def test_more_pairs_than_can_be_enumerated_are_resampled_and_always_the_same_way
 
 @pytest.mark.parametrize(("pairs", "multiple"), [(3, 3.27), (5, 1.69), (6, 1.44), (10, 1.00)])
 def test_the_smallest_effect_that_so_many_seeds_can_see(pairs, multiple):
-    assert detectable(pairs) == pytest.approx(multiple, rel=0.006)
+    assert detectable(pairs, 0.05) == pytest.approx(multiple, rel=0.006)
     assert compare(np.linspace(-1, 1, pairs), 1).mde == pytest.approx(
-        detectable(pairs) * np.linspace(-1, 1, pairs).std(ddof=1)
+        detectable(pairs, 0.05) * np.linspace(-1, 1, pairs).std(ddof=1)
     )
 
 
+@pytest.mark.parametrize("arms", [1, 2, 8])
 @pytest.mark.parametrize("pairs", [2, 3, 6, 30, 100])
-def test_an_effect_of_that_size_is_found_four_times_in_five(pairs):
-    effect, beyond = detectable(pairs) * math.sqrt(pairs), stats.t.ppf(0.975, pairs - 1)
-    power = stats.nct.sf(beyond, pairs - 1, effect) + stats.nct.cdf(-beyond, pairs - 1, effect)
+def test_an_effect_of_that_size_is_found_four_times_in_five_however_many_arms_there_are(pairs, arms):
+    mde = compare(np.linspace(-1, 1, pairs), 1, arms).mde / np.linspace(-1, 1, pairs).std(ddof=1)
+    effect, beyond = mde * math.sqrt(pairs), stats.t.ppf(1 - 0.025 / arms, pairs - 1)
+    power = stats.nct.sf(beyond, pairs - 1, effect) + stats.nct.sf(beyond, pairs - 1, -effect)
     assert power == pytest.approx(0.8, abs=1e-4)
 
 
 def test_planted_effects_are_recovered():
-    found = draws(2, mean=-0.05, sd=0.05 / detectable(6), count=1000)
+    found = draws(2, mean=-0.05, sd=0.05 / detectable(6, 0.05), count=1000)
     assert within_chance(sum(significant(one.p) for one in found), 0.8, 1000)
     assert np.mean([one.effect for one in found]) == pytest.approx(-0.05, rel=0.02)
     assert within_chance(sum(one.interval[0] <= -0.05 <= one.interval[1] for one in found), 0.95, 1000)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import ablate
+from ablate.data.rows import pieces_of
 
 from .harness import SCALARS
 from .test_config import PRESETS
@@ -63,6 +64,18 @@ def test_flops_of_alternating_layers_by_hand():
     overrides = [*SIZE, "model/pattern=alternating", "model.pattern.window=5"]
     expected = HEAD + 2 * projections() + attention(pairs_full()) + attention(pairs_local(5))
     assert ablate.budget(ablate.build("gqa_rope", overrides)).flops_per_token == expected
+
+
+@pytest.mark.parametrize("pattern", ["full", "local", "strided"])
+def test_training_flops_count_the_pairs_that_pattern_and_packing_leave(pattern):
+    overrides = [*SIZE, f"model/pattern={pattern}", *(["model.pattern.window=5"] if pattern == "local" else [])]
+    model = ablate.build("gqa_rope", overrides)
+    documents = torch.tensor([[0] * 20 + [1] * 12, [0] * 3 + [1] * 28 + [-1]])
+    here, there = torch.arange(CONTEXT), torch.arange(CONTEXT)[:, None]
+    allowed = model.layers[0].pattern.allowed(there, here) & (here <= there)
+    pairs = sum(int((allowed & (row[:, None] == row)).sum()) for row in documents)
+    expected = 3 * (HEAD + DEPTH * (projections() + attention(pairs / len(documents))))
+    assert ablate.budget(model, pieces_of(documents.numpy())).training_flops_per_token == pytest.approx(expected)
 
 
 def test_flops_of_gpt2_by_hand():
