@@ -1,19 +1,6 @@
-"""Every test starts from one seed, on one thread: for tiny models faster than many."""
-
 import pytest
-import torch
 
 from ablate.model.config import AXES
-
-
-@pytest.fixture(autouse=True)
-def one_seed_and_one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -1,1 +1,1 @@
-from training.conftest import command, known_peak, one_thread, place, shared  # noqa: F401
+from training.conftest import command, known_peak, place, shared  # noqa: F401

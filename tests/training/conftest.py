@@ -12,15 +12,6 @@ from .harness import PEAK_FLOPS, Commands, Place, before_step, write_corpus
 
 
 @pytest.fixture(scope="package", autouse=True)
-def one_thread():
-    """Tiny models are fastest, and the same from run to run, on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="package", autouse=True)
 def known_peak():
     """Measuring the machine's rate of matrix products takes as long as a run of these tests does."""
     with pytest.MonkeyPatch.context() as patch:
@@ -55,7 +46,7 @@ class Straight:
 
 
 @pytest.fixture(scope="package")
-def straight(shared, one_thread, tmp_path_factory) -> Straight:
+def straight(shared, tmp_path_factory) -> Straight:
     folder = tmp_path_factory.mktemp("killed")
     killed, batches = {}, []
 
