@@ -65,12 +65,12 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product as models compute it, here and now: the best of a few (0.1 s)."""
+    """FLOP/s of a large matrix product as models compute it, here and now: the best of a few (0.3 s), for other work disturbs some."""
     size = 1024 if device.type == "cpu" else 8192
     a = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")
     with torch.no_grad():
-        for _ in range(5):
+        for _ in range(20):
             start = time.perf_counter()
             linear(a, a, None)[0, 0].item()
             best = min(best, time.perf_counter() - start)
