@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import TextIO
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from ablate.compose import config_dir, one_line
-from ablate.errors import LED_BY, AblateError, AblateWarning
+from ablate.compose import config_dir, mistake
+from ablate.errors import LED_BY, AblateWarning
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], None]]:
@@ -36,14 +34,14 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], 
             try:
                 with contextlib.redirect_stderr(_WithoutHydrasLine(sys.stderr)), _warnings_in_one_line():
                     command()
-            except (AblateError, HydraException, OmegaConfBaseException) as error:
-                if trace:
-                    raise
-                print(f"error: {one_line(error)}", file=sys.stderr)
-                sys.exit(1)
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr)
                 sys.exit(130)
+            except Exception as error:
+                if trace or (text := mistake(error)) is None:
+                    raise
+                print(f"error: {text}", file=sys.stderr)
+                sys.exit(1)
 
         return main
 

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,14 +60,30 @@ def build(preset: str = "gqa_rope", overrides: list[str] | None = None, seed: in
     try:
         config = compose_config("build", [f"model={preset}", *(overrides or [])])
         model = plain(config.model)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise AblateError(one_line(error)) from error
+    except Exception as error:
+        if (text := mistake(error)) is None:
+            raise
+        raise AblateError(text) from error
     load_plugins(config.plugins)
     return Decoder(DecoderConfig.from_dict(model), seed)
 
 
+def mistake(error: Exception) -> str | None:
+    """The user's mistake that `error` tells of, in one line: the key, what is wrong with it and the remedy.
+
+    None: it tells of none.
+    """
+    if isinstance(error, AblateError | HydraException | OmegaConfBaseException):
+        return one_line(error)
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if isinstance(error, ValueError) and frame.f_globals["__name__"].startswith("hydra."):
+        given = getattr(frame.f_locals.get("override"), "input_line", None)  # which Hydra's own text does not name
+        return f"{given}: expected the name of an option, as of every config group" if given else str(error)
+    return None
+
+
 def one_line(error: BaseException) -> str:
-    """The key, what is wrong with it and the remedy."""
+    """An exception's message without its line breaks, in our own words where Hydra's do not say what to do."""
     cause = error.__cause__
     if isinstance(error, HydraException) and isinstance(cause, AblateError):
         return str(cause)

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from ablate.compose import one_line, plain
+from ablate.compose import mistake, plain
 from ablate.data import CORPORA
 from ablate.data.drawn import TaskSettings
 from ablate.errors import AblateError, did_you_mean
@@ -104,8 +102,10 @@ def composed(name: str, compose: Compose, overrides: list[str]) -> dict[str, Any
     try:
         config = compose(overrides)
         return plain(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise AblateError(f"study.arms.{name}: {one_line(error)}") from error
+    except Exception as error:
+        if (text := mistake(error)) is None:
+            raise
+        raise AblateError(f"study.arms.{name}: {text}") from error
 
 
 def same_as_baseline(arms: list[Arm]) -> list[str]:

@@ -65,7 +65,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product as models compute it, here and now: the best of a few (0.3 s), for other work disturbs some."""
+    """FLOP/s of a large matrix product as models compute it, here and now: the best of twenty (0.3 s), for other work
+    slows some of them."""
     size = 1024 if device.type == "cpu" else 8192
     a = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")

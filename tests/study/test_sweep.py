@@ -178,6 +178,7 @@ def test_learning_rates_are_tuned_on_seeds_of_their_own(study, command):
         (["study.baseline=rm"], "did you mean 'rms'"),
         (["++study.arms={rms: ['model/norm=rmsnorm'], bad: ['model/norm=rmsnrm']}"], "study.arms.bad"),
         (["++study.arms={rms: ['model/norm=rmsnorm'], bad: ['model.norm.epss=1']}"], "study.arms.bad"),
+        (["++study.arms={rms: ['model/norm=rmsnorm'], bad: ['model/norm=null']}"], "study.arms.bad: model/norm=null"),
         (["++study.arms={rms: [], bad: ['model.depth=2.5']}"], "model.depth"),
     ],
 )

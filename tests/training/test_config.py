@@ -186,6 +186,7 @@ def test_every_option_of_a_group_composes(group):
         ("gqa_rope", ["model.ffn.hiden=3"], "model.ffn.hiden: no such key; did you mean 'hidden'?"),
         ("gqa_rope", ["model/attention=mha", "model.attention.kv_heads=2"], "model.attention.kv_heads: no such key"),
         ("gqa_rope", ["model/pattern=cycle"], "model.pattern.cycle: needs a value"),
+        ("gqa_rope", ["model/norm=null"], "model/norm=null: expected the name of an option"),
     ],
 )
 def test_build_refuses_what_does_not_compose_as_the_commands_do(preset, overrides, says):
