@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
@@ -59,8 +60,8 @@ class ShardedStrategy(ModelParallelStrategy):
         return copy
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        # Lightning forgets its weights_only on this path: a checkpoint is plain data.
-        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=True)
+        # Mapped, so that ranks of one machine share the memory. Lightning forgets weights_only on the way here.
+        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         own = self.model.state_dict()
