@@ -180,13 +180,15 @@ def test_a_run_of_one_process_goes_on_in_two(run, place, tmp_path):
 
 
 @pytest.mark.slow
-def test_experts_an_untied_head_and_learned_positions_train_as_in_one_process(run, place, tmp_path):
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_experts_an_untied_head_and_learned_positions_train_as_in_one_process(run, place, tmp_path, compiled):
     options = ["model/ffn=moe", "model.ffn.experts=3", "model.ffn.bias_update=0.1", "model.ffn.balance_loss=0"]
     options += ["model.tie_embeddings=false", "model/position=learned", "trainer.accumulate_grad_batches=2"]
     options += ["trainer.max_steps=3"]
     one = place.train(*options, "data.batch_size=8")
-    outcome = run("train.py", *place.overrides, *FSDP, *options, f"run_dir={tmp_path / 'run'}")
-    assert outcome.status == 0, outcome.err
+    words = [*FSDP, *options, f"compile={compiled}", f"run_dir={tmp_path / 'run'}"]
+    outcome = run("train.py", *place.overrides, *words)
+    assert (outcome.status, outcome.err) == (0, "")
     assert_same_to_rounding(tmp_path / "run", one)
 
 
