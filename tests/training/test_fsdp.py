@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from ablate.compose import compose_config, plain
 from ablate.model.config import DecoderConfig
 from ablate.model.decoder import Decoder, Record
 from ablate.model.loss import next_token_loss
-from ablate.training.sharding import shard
+from ablate.training.optimizer import adamw
+from ablate.training.sharding import ShardedStrategy, shard
 
 from .harness import (
     SCALARS,
@@ -75,19 +77,22 @@ def mesh():
     distributed.destroy_process_group()
 
 
-def gradients(overrides: list[str], mesh: DeviceMesh | None) -> dict[str, torch.Tensor]:
-    """Those of all losses, the layers' own included, after a pass without gradients, as validation makes it."""
+def build(overrides: list[str], mesh: DeviceMesh | None) -> Decoder:
     config = compose_config("train", [*SCALARS, "data.vocab_size=300", *overrides])
     decoder = Decoder(DecoderConfig.from_dict(plain(config.model)))
     if mesh is not None:
         shard(decoder, mesh)
+    return decoder
+
+
+def backward(decoder: Decoder) -> None:
+    """Gradients of all losses, the layers' own included, after a pass without gradients, as validation makes it."""
     tokens = torch.arange(128).view(4, 32)
     with torch.no_grad():
         decoder.hidden(tokens)
     record = Record()
     loss = next_token_loss(decoder.hidden(tokens, record=record), decoder.head.weight, tokens + 1)
     (loss + sum(record.losses.values())).backward()
-    return {name: p.grad if mesh is None else p.grad.full_tensor() for name, p in decoder.named_parameters()}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +104,30 @@ def gradients(overrides: list[str], mesh: DeviceMesh | None) -> dict[str, torch.
     ],
 )
 def test_a_sharded_model_has_the_gradients_of_a_whole_one(mesh, overrides):
-    torch.testing.assert_close(gradients(overrides, mesh), gradients(overrides, None))
+    sharded, whole = build(overrides, mesh), build(overrides, None)
+    for decoder in (sharded, whole):
+        backward(decoder)
+    for (name, mine), other in zip(sharded.named_parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad.full_tensor(), other.grad, msg=name)
+
+
+def test_a_checkpoint_of_one_process_gives_each_weight_its_own_moments(mesh):
+    sharded, whole = build([], mesh), build([], None)
+    options = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    optimizers = [adamw(decoder, **options) for decoder in (sharded, whole)]
+    backward(whole)
+    optimizers[1].step()
+    strategy = ShardedStrategy(1)
+    strategy.model, strategy.optimizers = sharded, optimizers[:1]
+    saved = deepcopy({"state_dict": whole.state_dict(), "optimizer_states": [optimizers[1].state_dict()]})
+    strategy.load_model_state_dict(saved)
+    strategy.load_optimizer_state_dict(saved)
+    for decoder, optimizer in zip((sharded, whole), optimizers, strict=True):
+        optimizer.zero_grad()
+        backward(decoder)
+        optimizer.step()
+    torch.testing.assert_close(strategy.lightning_module_state_dict(), dict(whole.state_dict()))
+    torch.testing.assert_close(strategy.optimizer_state(optimizers[0]), optimizers[1].state_dict())
 
 
 # --- real processes --------------------------------------------------------------------------------------
@@ -152,6 +180,7 @@ def test_the_model_of_the_run_folder_is_whole(two):
         assert torch.equal(tensor, loaded[name.removeprefix("decoder.")]), name
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_bit_for_bit(run, two, tmp_path):
     path = without_end(two[1], tmp_path / "run")
     outcome = run("train.py", f"resume={path}", "plugins=[]")
