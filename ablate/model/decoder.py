@@ -1,6 +1,6 @@
 """The decoder: embedding, blocks, final norm, head. One forward path for training and generation."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,12 +30,15 @@ class Layer:
         return self.scores.pattern
 
 
-@dataclass
 class Record:
-    """What layers leave beside the residual stream in one forward pass. A caller who wants it passes one in."""
+    """What layers leave beside the residual stream in one forward pass. A caller who wants it passes one in.
 
-    losses: dict[str, Tensor] = field(default_factory=dict)  # name -> summed over layers, to be added to the loss
-    statistics: dict[str, dict[int, Tensor]] = field(default_factory=dict)  # name -> layer -> tensor
+    Not a dataclass: FSDP looks into those that a block is given, and hands on a copy where it finds a gradient.
+    """
+
+    def __init__(self) -> None:
+        self.losses: dict[str, Tensor] = {}  # name -> summed over layers, to be added to the loss
+        self.statistics: dict[str, dict[int, Tensor]] = {}  # name -> layer -> tensor
 
 
 @dataclass

@@ -65,13 +65,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
         scored = (targets != IGNORE).unsqueeze(1)
         share = 1.0 / scored.sum().clamp(min=1).float()
-        total = torch.zeros((), device=hidden.device)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         safe = targets.unsqueeze(1).where(scored, 0)
         # What is not scored is silenced where it is small, in hidden `[N, D]`, not in the logits `[N, V]`.
         silenced = hidden * scored
-        minus_one = torch.full((_CHUNK, 1), -1.0, device=hidden.device)
+        minus_one = torch.full((_CHUNK, 1), -1.0, dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], _CHUNK):
             part = slice(start, start + _CHUNK)
             target = safe[part]

@@ -35,6 +35,7 @@ from ablate.training.datamodule import RowData
 from ablate.training.lightning import quiet
 from ablate.training.module import LanguageModel
 from ablate.training.parts import Parts, assemble
+from ablate.training.sharding import ShardedStrategy
 
 
 def train(config: DictConfig, overrides: list[str], job: int | None = None, sweep_dir: str | None = None) -> float:
@@ -87,6 +88,7 @@ class _Job:
 
     def __init__(self, config: DictConfig, overrides: list[str], parts: Parts, here: ranks.Ranks):
         self.config, self.parts, self.ranks = config, parts, here
+        self.decoder = parts.decoder
         self.path = Path(config.run_dir)
         self.overrides = [o for o in overrides if not o.startswith(("run_dir=", "resume="))]
         self.device = torch.device("cuda" if parts.accelerator == "gpu" else "cpu")
@@ -109,7 +111,7 @@ class _Job:
                 accelerator=self.parts.accelerator,
                 precision=self.parts.precision,
                 callbacks=callbacks,
-                strategy=ranks.strategy(self.ranks),
+                strategy=ranks.strategy(self.ranks, config.trainer.strategy),
                 logger=[instantiate(node) for node in config.logger.values() if node and self.ranks.leads],
                 plugins=[AtomicCheckpointIO()],
                 default_root_dir=str(self.path),
@@ -209,10 +211,12 @@ class _Job:
                 trainer.validate(module, data, verbose=False)
             if not math.isfinite(trainer.callback_metrics["val/loss"]):
                 raise Diverged("val/loss is not finite: lower optimizer.lr")
+            if isinstance(trainer.strategy, ShardedStrategy):
+                self.decoder = trainer.strategy.whole_decoder(self.decoder)
 
     def _finish(self) -> None:
         """Final metrics, the model's files, a sample, and what generating costs."""
-        decoder, tokenizer = self.parts.decoder, self.corpus.tokenizer
+        decoder, tokenizer = self.decoder, self.corpus.tokenizer
         save_model(self.path / "model", decoder, tokenizer)
         self.summary |= {
             "metrics": self._metrics(),

@@ -13,6 +13,7 @@ def quiet() -> None:
         "The dirpath has changed",  # a run folder may be moved, and resumed there
         "LeafSpec",
         "`broadcast_buffers` is deprecated",  # its successor is not in every torch that we take
+        "returned a view tensor",  # of a compiled block under FSDP: nothing writes into it in place
         "to accumulate the metric across devices",  # done already where a metric is logged
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")

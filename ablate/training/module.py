@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ablate.data import RowSource
 from ablate.model.decoder import Decoder, Record
 from ablate.model.loss import IGNORE, next_token_loss, right_answers, token_losses
 from ablate.training.ranks import total
+from ablate.training.sharding import shard
 
 Batch = dict[str, Tensor | int]  # see RowSource
 
@@ -36,6 +38,10 @@ class LanguageModel(LightningModule):
         self._optimizer, self._schedule, self._validation = optimizer, schedule, validation
         # The compiled function stands beside the module: its parameters keep their names.
         self._train_loss = torch.compile(self._loss) if compile else self._loss
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # of trainer.strategy=fsdp
+            shard(self.decoder, self.device_mesh["data_parallel"])
 
     def _hidden(self, batch: Batch, record: Record | None = None) -> Tensor:
         documents, most = batch.get("documents"), batch.get("max_documents")
@@ -109,4 +115,4 @@ class LanguageModel(LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         # Lightning's own clipping refuses fused AdamW in mixed precision, and does not report the norm.
         norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), gradient_clip_val or float("inf"))
-        self.log("train/grad_norm", norm)
+        self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)

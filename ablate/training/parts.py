@@ -70,6 +70,8 @@ def assemble(config: DictConfig) -> Parts:
     if accelerator == "cpu":
         check_memory(model, training=True)
     decoder = Decoder(model, config.seed)
+    if config.trainer.strategy == "fsdp":
+        _check_shardable(decoder)
     kernels = decoder.kernels(hardware.training_place(accelerator, precision))
     optimizer, schedule = instantiate(config.optimizer), instantiate(config.scheduler)
     _try("optimizer", lambda: optimizer(decoder))
@@ -91,13 +93,17 @@ def read_data(node: dict[str, Any]) -> tuple[Settings, Any]:
 
 
 def _check_strategy(strategy: Any) -> None:
-    if isinstance(strategy, str) and strategy.startswith("fsdp"):
-        raise AblateError(
-            f"trainer.strategy={strategy}: a model must fit into one GPU here; use trainer.strategy=ddp, and where "
-            "memory is short a smaller data.batch_size with more trainer.accumulate_grad_batches"
-        )
     if strategy not in STRATEGIES:
         raise AblateError(f"trainer.strategy={strategy}: choose one of {', '.join(STRATEGIES)}")
+
+
+def _check_shardable(decoder: Decoder) -> None:
+    for name, parameter in decoder.named_parameters():
+        if parameter.ndim == 0:
+            raise AblateError(
+                f"trainer.strategy=fsdp: {name} is a single number, which cannot be shared out by rows; make it "
+                "torch.ones(1), or use trainer.strategy=ddp"
+            )
 
 
 def _check_sizes(settings: Settings, model: DecoderConfig) -> None:

@@ -24,14 +24,15 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from omegaconf import DictConfig
 from torch import Tensor
 
 from ablate.errors import LED_BY, AblateError
 from ablate.training.lightning import quiet
+from ablate.training.sharding import ShardedStrategy
 
-STRATEGIES = ("auto", "ddp")
+STRATEGIES = ("auto", "ddp", "fsdp")
 _PATIENCE_S = 30.0  # with ranks that have the same reason to end as rank 0
 _GRACE_S = 3.0  # between the end of one rank and the notice of another
 
@@ -105,9 +106,14 @@ def _probe(config: DictConfig, accelerator: str) -> Trainer:
     return probe
 
 
-def strategy(ranks: Ranks) -> str | DDPStrategy:
+def strategy(ranks: Ranks, name: str) -> str | Strategy:
+    """Lightning's for `trainer.strategy=name`; one process needs none."""
+    if ranks.count == 1:
+        return "auto"
+    if name == "fsdp":
+        return ShardedStrategy(ranks.count)
     # Buffers are the same on all ranks, or counts of a rank's own, as a mixture of experts keeps them.
-    return "auto" if ranks.count == 1 else DDPStrategy(broadcast_buffers=False)
+    return DDPStrategy(broadcast_buffers=False)
 
 
 def total(values: Tensor) -> Tensor:

@@ -94,6 +94,18 @@ def test_under_autocast_the_loss_and_its_gradients_are_near():
         assert (gradient - exact).norm() < 0.05 * exact.norm()
 
 
+def test_a_default_dtype_makes_no_difference():
+    """Lightning sets one around a model that is wholly in low precision."""
+    hidden, weight, targets = case((2, 7), "some")
+    expected = next_token_loss(hidden, weight, targets)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        loss = next_token_loss(hidden, weight, targets)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert loss.dtype == torch.float32 and torch.equal(loss, expected)
+
+
 def test_second_derivatives_of_the_loss_are_right_or_refused():
     hidden, weight, targets = case((1, 5), "all")
     probe = torch.randn(1, 5, WIDTH)

@@ -8,7 +8,7 @@ import torch
 from ablate.model.config import AXES
 from ablate.training import hardware, job
 
-from .harness import PEAK_FLOPS, Commands, Place, before_step, write_corpus
+from .harness import PEAK_FLOPS, Commands, Outcome, Place, before_step, in_processes, write_corpus
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -71,6 +71,16 @@ def straight(shared, tmp_path_factory) -> Straight:
 def command(monkeypatch, capfd) -> Commands:
     """command("train.py", "model.dim=32") -> status, out, err"""
     return Commands(monkeypatch, capfd)
+
+
+@pytest.fixture(scope="package")
+def run(tmp_path_factory):
+    """run("train.py", ...) in processes of its own -> status, out, err"""
+
+    def start(*arguments: str, plugins: Path | None = None) -> Outcome:
+        return in_processes(tmp_path_factory.mktemp("log"), *arguments, plugins=plugins)
+
+    return start
 
 
 @pytest.fixture

@@ -4,8 +4,10 @@ import csv
 import importlib.util
 import json
 import logging
+import os
 import random
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,22 @@ TIMING = ("train/tokens_per_s", "train/mfu")
 STEPS = 10
 PEAK_FLOPS = 1e11
 SCALARS = ["model.dim=32", "model.depth=2", "model.heads=4", "model.context=32"]
+
+# A plugin is loaded by every rank: what it does to this step happens in the rank and at the step that it names.
+PLUGIN = """
+import os, signal
+from ablate.errors import AblateError
+from ablate.training.module import LanguageModel
+
+original = LanguageModel.training_step
+
+def training_step(self, batch, batch_idx):
+    if (self.trainer.global_rank, self.trainer.global_step) == ({rank}, 4):
+        {action}
+    return original(self, batch, batch_idx)
+
+LanguageModel.training_step = training_step
+"""
 
 
 def write_corpus(folder: Path, documents: int = 24, words: int = 120) -> Path:
@@ -152,6 +170,15 @@ def assert_same(run: Path, straight: Path) -> None:
         assert_equal(checkpoint(run, last)[part], checkpoint(straight, last)[part], part)
 
 
+def assert_same_to_rounding(run: Path, one: Path) -> None:
+    """The curves of several processes are those of one, which sums in another order."""
+    for row, expected in zip(curves(run), curves(one), strict=True):
+        assert row.keys() == expected.keys()
+        for name, value in untimed(row).items():
+            if value or expected[name]:
+                assert float(value) == pytest.approx(float(expected[name]), rel=1e-5, abs=1e-6), name
+
+
 def assert_equal(a, b, where: str) -> None:
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b), where
@@ -176,6 +203,24 @@ class Outcome:
     status: int
     out: str
     err: str
+
+
+def in_processes(log: Path, *arguments: str, plugins: Path | None = None) -> Outcome:
+    """A command in a process of its own; what it says goes to the folder `log`."""
+    path = os.pathsep.join(str(p) for p in (ROOT, plugins) if p)
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment.pop("HYDRA_FULL_ERROR", None)  # which a command in this process leaves behind
+    with (log / "out").open("w") as out, (log / "err").open("w") as err:
+        process = subprocess.run(
+            [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=out, stderr=err, timeout=300
+        )
+    return Outcome(process.returncode, (log / "out").read_text(), (log / "err").read_text())
+
+
+def with_plugin(folder: Path, rank: int, action: str) -> Path:
+    """A plugin `ranks_plugin` in `folder`, which does `action` at step 4, counted from 0, in one rank."""
+    (folder / "ranks_plugin.py").write_text(PLUGIN.format(rank=rank, action=action))
+    return folder
 
 
 class Commands:
