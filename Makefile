@@ -26,8 +26,8 @@ help:  ## print this list
 train: .venv/.base  ## train one run: make train ARGS='model=gpt2 trainer.max_steps=200'
 	.venv/bin/python train.py $(ARGS)
 
-test: .venv/.dev  ## run the tests: make test ARGS='-k norm'; the slow ones: ARGS='-m slow'
-	.venv/bin/python -m pytest -q $(ARGS)
+test: .venv/.dev  ## run the tests, one process a core: make test ARGS='-k norm'; the slow ones: ARGS='-m slow -n 0'
+	.venv/bin/python -m pytest -q -n auto --dist worksteal $(ARGS)
 
 lint: .venv/.dev  ## check style and formatting, change nothing
 	.venv/bin/ruff check .
