@@ -95,7 +95,8 @@ def one_line(error: BaseException) -> str:
     group = re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\n((?:\t.*\n)+)", text)
     if group:
         name, folder, options = group.groups()
-        return f"{folder}: no option '{name.split('/')[-1]}'{did_you_mean(name.split('/')[-1], options.split())}"
+        extra = "; pip install -e '.[launchers]' brings joblib, submitit and ray" if folder == "hydra/launcher" else ""
+        return f"{folder}: no option '{name.split('/')[-1]}'{did_you_mean(name.split('/')[-1], options.split())}{extra}"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         return _unknown_key(unknown.group(1), cause, text)

@@ -1,6 +1,7 @@
 """The errors that a user can mend: one clear line that names the key and the remedy."""
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 LED_BY = "ABLATE_LED_BY"  # in the environment of a process that trains along: "PID:RUN FOLDER" of the one that leads
@@ -15,6 +16,10 @@ class AblateError(Exception):
 
 class AblateWarning(UserWarning):
     """What works, and may not be what the user wants. The entry points print it as one line."""
+
+
+def warn(text: str) -> None:
+    warnings.warn(AblateWarning(text), stacklevel=3)
 
 
 def did_you_mean(wrong: object, valid: Iterable[str]) -> str:

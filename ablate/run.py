@@ -128,9 +128,26 @@ def read_summary(path: Path) -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     file = path / "config.yaml"
     try:
-        return OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        data = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    except FileNotFoundError as error:
+        raise AblateError(f"{file}: it is missing; restore it, or move the folder away") from error
     except (OSError, YAMLError, UnicodeDecodeError) as error:
-        raise AblateError(f"{file}: cannot be read: {_line(error)}") from error
+        raise AblateError(f"{file}: cannot be read: {_line(error)}; restore it, or move its folder away") from error
+    if not isinstance(data, dict):
+        raise AblateError(f"{file}: expected keys and values; restore it, or move its folder away")
+    return data
+
+
+def make_folder(path: Path, key: str) -> None:
+    """Makes the folder, the value of the option `key`, if it is not there.
+
+    Raises:
+        AblateError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AblateError(f"{key}={path}: cannot be made: {error.strerror}; choose another folder") from error
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
@@ -140,18 +157,22 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes beside `path`, then renames: a reader, or a kill, never meets half of it."""
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # jobs of a sweep may write one page at a time
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise AblateError(f"{path}: cannot be read: {_line(error)}") from error
+        raise AblateError(f"{path}: cannot be read: {_line(error)}; restore it, or move its folder away") from error
     if not isinstance(data, dict):
         raise AblateError(f"{path}: expected a JSON object")
     return data

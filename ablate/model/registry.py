@@ -113,7 +113,8 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         return value
     if _fits(1.0, hint) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    raise AblateError(f"{key}={value!r}: expected {type_name(hint)}")
+    quote = "; quote it" if _fits("", hint) and isinstance(value, int | float) else ""
+    raise AblateError(f"{key}={value!r}: expected {type_name(hint)}{quote}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ablate.errors import AblateError, did_you_mean
+from ablate.errors import AblateError, did_you_mean, warn
 from ablate.run import read_config, read_summary
-from ablate.study.question import Claim, Study
+from ablate.study.question import Claim, Study, read_claims
 from ablate.study.records import Record
 
 # Overrides that make no arm: where a run lies, what is kept of it, how it is shown.
@@ -14,11 +14,7 @@ _NO_ARM = ("seed", "run_dir", "resume", "tags", "paths", "logger", "callbacks", 
 
 
 def read_runs(folder: Path) -> list[Record]:
-    """Every run of a study in `folder` and below, in the order of their paths.
-
-    Raises:
-        AblateError: a file that is damaged.
-    """
+    """Every run of a study in `folder` and below, in the order of their paths; what cannot be read is left out."""
     return [run for run in _runs(folder) if run.arm]
 
 
@@ -26,15 +22,17 @@ def read_any_runs(folder: Path) -> list[Record]:
     """Every run in `folder` and below. Its arm is the study's, or else the overrides in which it differs from others.
 
     Raises:
-        AblateError: no such folder, no runs in it, or a file that is damaged.
+        AblateError: no such folder, or no runs in it that can be read.
     """
     if not folder.is_dir():
         raise AblateError(f"runs={folder}: no such folder; expected one with run folders in it, such as one of a sweep")
     runs = _runs(folder)
     if not runs:
-        raise AblateError(f"runs={folder}: there is no run folder in it: none has a summary.json")
+        raise AblateError(f"runs={folder}: there is no run folder in it that can be read, with a summary.json")
     studied = [run for run in runs if run.arm]
     if studied:
+        if len(studied) < len(runs):
+            warn(f"runs={folder}: {len(runs) - len(studied)} runs of no study are left out; name a folder of theirs")
         return [run for run in studied if run.config["study"].get("stage") != "tuning"] or studied
     changes = [_changes(run) for run in runs]
     common = set.intersection(*map(set, changes))
@@ -72,7 +70,7 @@ def _kept_claims(node: dict[str, Any], arms: list[str], baseline: str) -> dict[s
     """The study's claims, which are about its own baseline."""
     if node.get("baseline") != baseline:
         return {}
-    return {arm: Claim(**claim) for arm, claim in (node.get("claims") or {}).items() if arm in arms}
+    return read_claims({arm: claim for arm, claim in (node.get("claims") or {}).items() if arm in arms}, arms, baseline)
 
 
 def _default_baseline(arms: list[str], node: dict[str, Any]) -> str:
@@ -95,13 +93,19 @@ def _runs(folder: Path) -> list[Record]:
     """All of them, those of no study under the arm ''."""
     found = []
     for path in sorted(path.parent for path in folder.rglob("summary.json")):
-        config, summary = read_config(path), read_summary(path)
-        arm = (config.get("study") or {}).get("arm") or ""
-        seed = config.get("seed", summary.get("seed"))
-        if not isinstance(seed, int):
-            raise AblateError(f"{path}: its config.yaml names no seed; move it away, or mend it")
-        found.append(Record(path, arm, seed, summary.get("status", "running"), config, summary))
+        try:
+            found.append(_record(path))
+        except AblateError as error:
+            warn(f"left out: {error}")
     return found
+
+
+def _record(path: Path) -> Record:
+    config, summary = read_config(path), read_summary(path)
+    seed, study = config.get("seed", summary.get("seed")), config.get("study")
+    if not isinstance(seed, int) or not isinstance(study, dict | None):
+        raise AblateError(f"{path}: its config.yaml names no seed, or no study; restore it, or move the folder away")
+    return Record(path, (study or {}).get("arm") or "", seed, summary.get("status", "running"), config, summary)
 
 
 def _changes(run: Record) -> list[str]:

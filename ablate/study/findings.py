@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.study.question import Study
-from ablate.study.records import Record
+from ablate.study.records import Record, reading
 from ablate.study.verdict import one_a_seed
 
 
@@ -49,13 +49,6 @@ class Findings:
     def seeds(self) -> list[int]:
         """The verdict's own; where it names none, those of the runs."""
         return self.verdict.get("seeds") or sorted({record.seed for record in self.records})
-
-
-def reading(data: Any, keys: str) -> Any:
-    """What stands at `a.b.c` in nested dicts; None where it is missing."""
-    for key in keys.split("."):
-        data = data.get(key) if isinstance(data, dict) else None
-    return data
 
 
 def figure(record: Record, keys: str) -> float | None:

@@ -1,5 +1,6 @@
 """What each run may spend: as many tokens as the baseline, as many training FLOPs, or as many seconds."""
 
+import json
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -8,24 +9,31 @@ from omegaconf import OmegaConf
 from ablate.accounting import tokens_per_step
 from ablate.errors import AblateError
 from ablate.model.config import DecoderConfig
+from ablate.run import make_folder, write_json
 from ablate.study.match import budget_of
 from ablate.study.plan import Arm, Compose
 from ablate.study.question import Study
 from ablate.training.parts import read_data
 
 
-def hold(study: Study, arms: list[Arm], compose: Compose, shared: list[str]) -> list[Arm]:
-    """The arms, each with the number of steps that costs what the baseline's cost."""
+def hold(study: Study, arms: list[Arm], compose: Compose, shared: list[str], folder: Path) -> list[Arm]:
+    """The arms, each with the number of steps that costs what the baseline's cost.
+
+    folder: the study's, where the seconds of a step are kept, so that the same command goes on with the same steps.
+    """
     if study.hold == "tokens":
-        return arms
-    cost = _flops(arms) if study.hold == "flops" else _seconds(arms)
-    baseline = arms[0].config["trainer"]["max_steps"] * cost[arms[0].name]
+        cost = {arm.name: tokens_per_step(arm.config) for arm in arms}
+    else:
+        cost = _flops(arms) if study.hold == "flops" else _kept_seconds(arms, folder / "seconds_a_step.json")
+    first = arms[0].config["trainer"]["max_steps"]
     changed = [arms[0]]
     for arm in arms[1:]:
-        steps = round(baseline / cost[arm.name])
+        steps = round(first * cost[arms[0].name] / cost[arm.name])
         if steps < 1:
             raise AblateError(f"study.hold={study.hold}: one step of '{arm.name}' costs more than the whole baseline")
-        changed.append(arm.with_overrides([f"trainer.max_steps={steps}"], compose, shared))
+        if steps != first:
+            arm = arm.with_overrides([f"trainer.max_steps={steps}"], compose, shared)
+        changed.append(arm)
     return changed
 
 
@@ -38,6 +46,19 @@ def _flops(arms: list[Arm]) -> dict[str, float]:
         counted = budget_of(arm.config["model"], rows.pieces(data.max_rows))
         cost[arm.name] = counted.training_flops_per_token * tokens_per_step(arm.config)
     return cost
+
+
+def _kept_seconds(arms: list[Arm], file: Path) -> dict[str, float]:
+    """As measured when the study began, if it was of these arms."""
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        kept = {}
+    if kept.keys() != {arm.name for arm in arms}:
+        kept = _seconds(arms)
+        make_folder(file.parent, "run_dir")
+        write_json(file, kept)
+    return kept
 
 
 def _seconds(arms: list[Arm], rounds: int = 3) -> dict[str, float]:

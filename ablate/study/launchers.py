@@ -22,6 +22,7 @@ from ablate.study.plan import Arm, Job
 from ablate.study.progress import ENDED, status_of
 
 Launch = Callable[..., Sequence[JobReturn]]
+HERE = ("basic", "joblib", "submitit_local")  # launchers whose jobs run on this machine
 
 
 def launcher_of(hydra: DictConfig) -> str:

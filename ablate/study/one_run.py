@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from ablate.errors import AblateError
 from ablate.study.launchers import is_elsewhere, reason
+from ablate.study.plan import quoted
 from ablate.study.progress import tell
 from ablate.training.callbacks import Interrupted
 from ablate.training.folder import claimed
@@ -56,7 +57,9 @@ def _begin_or_go_on(config: DictConfig, overrides: list[str]) -> float:
         with claimed(path):
             if (path / "summary.json").is_file():
                 config.resume = str(path)
-                overrides = [*overrides, f"resume='{path}'"]  # for the ranks that the run starts
+                overrides = [*overrides, f"resume={quoted(str(path))}"]  # for the ranks that the run starts
+            elif any(path.glob("*/*")):
+                raise AblateError(f"{path}: it has files of a run, and no summary.json; restore it, or move it away")
             else:
                 shutil.rmtree(path)  # killed before it had begun
     return train(config, overrides)

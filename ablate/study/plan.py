@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from ablate.compose import mistake, plain
@@ -19,8 +20,10 @@ from ablate.study.match import Matched, match
 from ablate.study.question import Study
 from ablate.study.records import ASIDE
 from ablate.training.folder import first_difference, key_of
+from ablate.training.parts import assemble
 
 Compose = Callable[[list[str]], DictConfig]
+TRAINED = ("train/loss", "train/grad_norm", "train/tokens_per_s", "train/mfu")
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class Job:
     stage: str = "runs"
 
     def overrides(self, shared: list[str]) -> list[str]:
-        named = [f"++study.arm={_quoted(self.arm.name)}", f"study.stage={self.stage}"]
-        return [*shared, *self.arm.overrides, f"seed={self.seed}", *named, f"run_dir='{self.path}'"]
+        named = [f"++study.arm={quoted(self.arm.name)}", f"study.stage={self.stage}"]
+        return [*shared, *self.arm.overrides, f"seed={self.seed}", *named, f"run_dir={quoted(str(self.path))}"]
 
 
 def shared_overrides(arguments: list[str], study: Study) -> tuple[list[str], list[int]]:
@@ -62,14 +65,37 @@ def shared_overrides(arguments: list[str], study: Study) -> tuple[list[str], lis
     for text, override in zip(arguments, OverridesParser.create().parse_overrides(arguments), strict=True):
         key = override.key_or_group
         if key == "seed":
-            seeds = [int(s) for s in override.sweep_iterator()] if override.is_sweep_override() else [override.value()]
+            seeds = _seeds(text, override)
         elif override.is_sweep_override():
             raise AblateError(f"{text}: a study sweeps over its arms and seeds alone; {key} may have one value")
         elif key in varied:
             raise AblateError(f"{text}: the arm '{varied[key]}' of the study sets {key}; leave it out")
-        elif key not in ("run_dir", "resume"):
+        elif key == "resume":
+            raise AblateError("resume: the same command goes on with a study; leave it out")
+        elif key != "run_dir":
             shared.append(text)
     return shared, seeds
+
+
+def _seeds(text: str, override: Override) -> list[Any]:
+    if not override.is_sweep_override():
+        return [override.value()]
+    if not (override.is_discrete_sweep()):
+        raise AblateError(f"{text}: expected seeds one by one, such as seed=0,1,2 or seed=range(0,6)")
+    return [int(s) for s in override.sweep_iterator()]
+
+
+def check_arms(study: Study, tuned: bool) -> None:
+    """Raises AblateError if an arm sets what the study itself decides, so that its change would be lost."""
+    decided = dict.fromkeys((*ASIDE, "hydra", "experiment"), "which makes no difference between arms")
+    decided["trainer.max_steps"] = f"which follows from study.hold={study.hold}"
+    if tuned:
+        decided["optimizer.lr"] = "which study.tune=lr chooses"
+    for name, overrides in study.arms.items():
+        for key in map(key_of, overrides):
+            why = next((why for own, why in decided.items() if re.match(rf"{re.escape(own)}($|[./@])", key)), None)
+            if why is not None:
+                raise AblateError(f"study.arms.{name}: it sets {key}, {why}; leave it out")
 
 
 def plan_arms(study: Study, compose: Compose, shared: list[str]) -> list[Arm]:
@@ -84,17 +110,35 @@ def plan_arms(study: Study, compose: Compose, shared: list[str]) -> list[Arm]:
     arms = []
     for name, matched in match(study, {name: config["model"] for name, config in configs.items()}).items():
         arm = Arm(name, study.arms[name], configs[name], matched)
-        arms.append(arm.with_overrides([matched.override], compose, shared) if matched.override else arm)
+        if matched.override is not None:
+            if (key := key_of(matched.override)) in map(key_of, arm.overrides):
+                raise AblateError(
+                    f"study.arms.{name}: it sets {key}, which study.match={study.match} would change; choose another "
+                    "study.match_by, or study.match=none"
+                )
+            arm = arm.with_overrides([matched.override], compose, shared)
+        arms.append(arm)
     if len({folder_name(name) for name in names}) < len(names):
         raise AblateError("study.arms: two names differ in signs alone, and would share a folder; rename one")
     return arms
 
 
+def check_runs(arms: list[Arm]) -> None:
+    """Raises AblateError, by the arm's name, if its runs could not begin on this machine; prepares their corpora."""
+    for arm in arms:
+        try:
+            parts = assemble(OmegaConf.create(arm.config))
+            corpus = parts.corpus.open(parts.data, arm.config["seed"], Path(arm.config["paths"]["data"]))
+            corpus.require(parts.data.batch_size)
+        except AblateError as error:
+            raise AblateError(f"study.arms.{arm.name}: {error}") from error
+
+
 def check_metric(study: Study, arm: Arm) -> None:
     """Raises AblateError if no run of the study is going to log its metric."""
     kind = CORPORA.component(arm.config["data"]["name"]).Settings
-    logged = ["val/loss", "val/accuracy" if issubclass(kind, TaskSettings) else "val/bpb"]
-    if study.metric not in logged and not study.metric.startswith("train/"):
+    logged = ["val/loss", "val/accuracy" if issubclass(kind, TaskSettings) else "val/bpb", *TRAINED]
+    if study.metric not in logged and not study.metric.startswith("train/router"):
         raise AblateError(f"study.metric: no run logs '{study.metric}'{did_you_mean(study.metric, logged)}")
 
 
@@ -136,5 +180,5 @@ def folder_name(arm: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", arm).strip("-.") or "arm"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

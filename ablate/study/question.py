@@ -1,6 +1,6 @@
 """What a study asks: the node `study` of an experiment, checked."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal
@@ -10,6 +10,8 @@ from ablate.model.registry import check_options
 
 # Metrics of which more is better; of all others, less.
 RISING = ("val/accuracy", "train/tokens_per_s", "train/mfu")
+
+DESIGNS = ("one_at_a_time", "factorial", "leave_one_out")
 
 Expectation = Literal["better", "worse", "equivalent", "not worse", "report"]
 
@@ -66,11 +68,13 @@ def read_study(node: Mapping[str, Any]) -> tuple[Study, Tuning | None]:
     given = {key: value for key, value in node.items() if key not in ("arm", "stage")}
     tune, grid, tuning_seeds = (given.pop(key, None) for key in ("tune", "lr_grid", "tuning_seeds"))
     factors, design = given.pop("factors", None) or {}, given.pop("design", "one_at_a_time")
+    if design not in DESIGNS:
+        raise AblateError(f"study.design: no design '{design}'{did_you_mean(design, DESIGNS)}")
     if factors:
         if given.get("arms"):
             raise AblateError("study.arms and study.factors: give one of the two")
         given["arms"], given["baseline"] = _designed(factors, design)
-    claims = _claims(given.pop("claims", None) or {}, given.get("arms") or {})
+    claims = read_claims(given.pop("claims", None) or {}, given.get("arms") or {}, given.get("baseline"))
     study = Study(**{**check_options("study", "a study", Study, given), "claims": claims})
     _check(study)
     return study, _tuning(study, tune, grid, tuning_seeds)
@@ -97,12 +101,19 @@ def _check_seeds(key: str, seeds: Any) -> None:
         raise AblateError(f"{key}={seeds}: a seed is there twice")
 
 
-def _claims(node: Any, arms: Mapping[str, Any]) -> dict[str, Claim]:
+def read_claims(node: Any, arms: Collection[str], baseline: Any) -> dict[str, Claim]:
+    """Arm -> its claim, of a resolved node `study.claims`.
+
+    Raises:
+        AblateError: no claim, or one of the baseline or of no arm.
+    """
     if not isinstance(node, Mapping) or not all(isinstance(claim, Mapping) for claim in node.values()):
         raise AblateError(f"study.claims={node}: expected arm: {{expect: ..., source: ...}}")
     for arm in node:
         if arm not in arms:
             raise AblateError(f"study.claims.{arm}: no such arm{did_you_mean(arm, arms)}")
+        if arm == baseline:
+            raise AblateError(f"study.claims.{arm}: this is the baseline, of which nothing is claimed; leave it out")
     return {arm: Claim(**check_options(f"study.claims.{arm}", "a claim", Claim, claim)) for arm, claim in node.items()}
 
 
@@ -137,16 +148,12 @@ def _designed(factors: Any, design: Any) -> tuple[dict[str, list[str]], str]:
     reference = [each[-1 if design == "leave_one_out" else 0] for each in levels]
     if design == "factorial":
         cells = [list(cell) for cell in product(*levels)]
-    elif design in ("one_at_a_time", "leave_one_out"):
+    else:
         cells = [reference]
         for place, each in enumerate(levels):
             cells += [
                 [*reference[:place], level, *reference[place + 1 :]] for level in each if level != reference[place]
             ]
-    else:
-        raise AblateError(
-            f"study.design: no design '{design}'{did_you_mean(design, ['one_at_a_time', 'factorial', 'leave_one_out'])}"
-        )
     return {_name(cell, reference): cell for cell in cells}, "baseline"
 
 

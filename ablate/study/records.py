@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.accounting import tokens_per_step
-from ablate.errors import AblateError
+from ablate.errors import warn
 
 # Of a configuration, what says where a run goes and how it is watched, but not what it does.
 ASIDE = ("seed", "run_dir", "resume", "tags", "study", "logger", "paths", "sample")
@@ -41,11 +41,24 @@ class Record:
     @property
     def corpus(self) -> str | None:
         """The corpus' fingerprint."""
-        return self.summary.get("corpus", {}).get("fingerprint")
+        return reading(self.summary, "corpus.fingerprint")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its configuration, but for what is of the run alone."""
+        kept = {key: value for key, value in self.config.items() if key not in ASIDE}
+        callbacks = {name: node for name, node in (kept.get("callbacks") or {}).items() if name != "checkpoint"}
+        return kept and {**kept, "callbacks": callbacks}
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The final value of all that it logged."""
+        found = self.summary.get("metrics")
+        return found if isinstance(found, dict) else {}
 
     def metric(self, name: str) -> float | None:
         """Its final value; None if the run did not log it, or it is not finite."""
-        value = self.summary.get("metrics", {}).get(name)
+        value = self.metrics.get(name)
         return value if isinstance(value, int | float) and math.isfinite(value) else None
 
     def curve(self, name: str) -> list[tuple[int, float]]:
@@ -63,8 +76,9 @@ class Record:
                     (int(row.pop("step")) + 1, {key: float(value) for key, value in row.items() if value})
                     for row in csv.DictReader(file)
                 ]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AblateError(f"{path}: is damaged: {error}; mend it, or move it away") from error
+        except (OSError, ValueError, KeyError, TypeError):
+            warn(f"{path}: is damaged: the curves of this run are left out")
+            return []
 
     def cost_of_step(self, axis: str) -> float | None:
         """What one optimiser step costs, in tokens, training FLOPs or seconds of training."""
@@ -75,7 +89,20 @@ class Record:
         if axis == TOKENS:
             return tokens
         if axis == FLOPS:
-            flops = self.summary.get("budget", {}).get("training_flops_per_token")
+            flops = self.summary.get("training_flops_per_token")
             return flops and tokens * flops
-        rate = self.summary.get("speed", {}).get("train_tokens_per_s")
+        rate = reading(self.summary, "speed.train_tokens_per_s")
         return tokens / rate if rate else None
+
+    @property
+    def tokens(self) -> float | None:
+        """What it was trained on, padding included."""
+        steps, cost = reading(self.summary, "steps"), self.cost_of_step(TOKENS)
+        return steps * cost if isinstance(steps, int) and cost else None
+
+
+def reading(data: Any, keys: str) -> Any:
+    """What stands at `a.b.c` in nested dicts; None where it is missing."""
+    for key in keys.split("."):
+        data = data.get(key) if isinstance(data, dict) else None
+    return data

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ablate.run import write_json, write_text
+from ablate.run import make_folder, write_json, write_text
 from ablate.study.findings import Findings, strict
 from ablate.study.markdown import markdown
 from ablate.study.page import write_page
@@ -17,9 +17,9 @@ def write_report(study: Study, records: list[Record], verdict: dict[str, Any], f
     verdict: what `ablate.study.verdict.judge` returns.
 
     Raises:
-        AblateError: a metrics.csv that is damaged.
+        AblateError: the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "out")
     findings = Findings(study, records, strict(verdict), folder)
     write_json(folder / "verdict.json", findings.verdict)
     write_text(folder / "verdict.md", markdown(findings))

@@ -6,23 +6,36 @@ FOLDER/output/                       what runs in other processes have printed
 FOLDER/report/                       the verdict
 """
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from ablate.compose import plain
-from ablate.errors import AblateError
+from ablate.errors import AblateError, warn
+from ablate.run import make_folder
 from ablate.study.collect import read_runs
 from ablate.study.hold import hold
-from ablate.study.launchers import Launch, check_devices, is_elsewhere, launch_all, launcher_of, reason, sigterm_exits
+from ablate.study.launchers import (
+    HERE,
+    Launch,
+    check_devices,
+    is_elsewhere,
+    launch_all,
+    launcher_of,
+    reason,
+    sigterm_exits,
+)
 from ablate.study.plan import (
     Arm,
     Compose,
     Job,
+    check_arms,
     check_folder,
     check_metric,
+    check_runs,
     folder_name,
     plan_arms,
     same_as_baseline,
@@ -31,10 +44,10 @@ from ablate.study.plan import (
 from ablate.study.progress import ENDED, Progress, status_of, watched
 from ablate.study.question import Study, Tuning, read_study
 from ablate.study.report import write_report
-from ablate.study.terminal import show_plan, show_verdict, warn
+from ablate.study.terminal import show_plan, show_verdict
 from ablate.study.tuning import choose, tuning_jobs
 from ablate.study.verdict import judge
-from ablate.training.folder import claimed
+from ablate.training.folder import Claimed, claimed
 
 
 def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: Launch) -> None:
@@ -47,21 +60,27 @@ def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: La
         raise AblateError("hydra/sweeper=study: there is no study; choose one with experiment=NAME")
     node = plain(config.study)
     study, tuning = read_study(node)
+    check_arms(study, tuning is not None)
     shared, seeds = shared_overrides(arguments, study)
     if seeds != study.seeds:
         study, tuning = read_study({**node, "seeds": seeds})
     folder = Path(config.hydra.sweep.dir)
     if is_elsewhere(config.hydra):
         folder = folder.absolute()  # Hydra makes it wherever a job's process begins
+    if folder.is_dir():
+        with _alone(folder):
+            pass  # said at once, not after all arms have been built
     arms = plan_arms(study, compose, shared)
     check_metric(study, arms[0])
     check_devices(config.hydra, arms)
-    arms = hold(study, arms, compose, shared)
+    if launcher_of(config.hydra) in HERE:
+        check_runs(arms)
+    arms = hold(study, arms, compose, shared, folder)
     show_plan(study, arms, folder)
     for name in same_as_baseline(arms):
         warn(f"the arm '{name}' is configured as the baseline: what differs between them is chance (an A/A study)")
-    folder.mkdir(parents=True, exist_ok=True)
-    with claimed(folder), sigterm_exits():
+    make_folder(folder, "run_dir")
+    with _alone(folder), sigterm_exits():
         run = _Runner(folder, shared, launch, config.hydra)
         tuned = None
         if tuning is not None:
@@ -69,6 +88,10 @@ def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: La
         jobs = [Job(arm, seed, _place(folder, arm, seed)) for seed in seeds for arm in arms]
         failures = run(jobs)
         records = [r for r in read_runs(folder / "runs") if r.arm in study.arms and r.seed in seeds]
+        if failures and not any(r.arm == study.baseline and r.status in ENDED for r in records):
+            raise AblateError(
+                f"{failures} of {len(jobs)} runs failed, all of the baseline '{study.baseline}': see above"
+            )
         verdict = judge(study, records, tuned)
         page = write_report(study, records, verdict, folder / "report")
     show_verdict(verdict, page)
@@ -78,6 +101,17 @@ def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: La
         log_verdict(verdict, page.parent, config.logger.wandb, folder)
     if failures:
         raise AblateError(f"{failures} of {len(jobs)} runs failed; the same command takes them up again")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raises AblateError if another command is at work on the study."""
+    with ExitStack() as claims:
+        try:
+            claims.enter_context(claimed(folder))
+        except Claimed as error:
+            raise AblateError(f"run_dir={folder}: another command is at work on this study; wait for it") from error
+        yield
 
 
 def _place(folder: Path, arm: Arm, seed: int) -> Path:

@@ -1,12 +1,10 @@
 """What a study says on the terminal: its arms and their budgets before, its verdicts after."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from ablate.errors import AblateWarning
 from ablate.study.plan import Arm
 from ablate.study.question import Study
 from ablate.training.terminal import console, short
@@ -30,7 +28,8 @@ def show_plan(study: Study, arms: list[Arm], folder: Path) -> None:
         )
     out.print(table)
     rule = {"params": "as many parameters", "flops": "as many FLOPs a token", "none": "no budget matched"}[study.match]
-    out.print(f"{len(arms)} arms x {len(study.seeds)} seeds, {rule}, equal {study.hold}; in {folder}", highlight=False)
+    seeds = f"{len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}"
+    out.print(f"{len(arms)} arms x {seeds}, {rule}, equal {study.hold}; in {folder}", highlight=False)
 
 
 def show_verdict(verdict: dict[str, Any], page: Path) -> None:
@@ -43,7 +42,3 @@ def show_verdict(verdict: dict[str, Any], page: Path) -> None:
     for note in verdict["notes"]:
         out.print(f"  note: {note}", markup=False, highlight=False, soft_wrap=True, style="dim")
     out.print(f"report: {page}", highlight=False, soft_wrap=True)
-
-
-def warn(text: str) -> None:
-    warnings.warn(AblateWarning(text), stacklevel=2)

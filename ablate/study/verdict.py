@@ -1,25 +1,25 @@
 """From the runs of a study to a verdict per arm: the content of verdict.json."""
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from statistics import fmean
 from typing import Any
 
 from ablate.errors import AblateError, did_you_mean
+from ablate.study.notes import counts, notes
 from ablate.study.question import Study
-from ablate.study.records import ASIDE, Record
+from ablate.study.records import Record
 from ablate.study.statistics import Paired, Verdict, holm, in_words, one_sided, significant
 
 UNITS = {"train/loss": "nats", "val/loss": "nats", "val/bpb": "bits per byte", "train/tokens_per_s": "tokens/s"}
 HELD = {"tokens": "per token", "flops": "per FLOP", "seconds": "per second"}
-ENOUGH = 6  # pairs: of fewer, an exact sign-flip test cannot reach 0.05
 
 
 @dataclass(frozen=True)
-class _Arm:
+class ArmRuns:
     """runs: one a seed. ends: of those that came to an end, the metric, or None where it diverged."""
 
     name: str
@@ -36,20 +36,29 @@ class _Arm:
 
 
 @dataclass(frozen=True)
-class _Contest:
+class Contest:
     """An arm against the baseline. p_holm: corrected for all arms of the study."""
 
     study: Study
-    arm: _Arm
-    baseline: _Arm
+    arm: ArmRuns
+    baseline: ArmRuns
     paired: Paired
     p_holm: float | None
+
+    @cached_property
+    def held(self) -> str:
+        """What a difference is per: what all runs had as much of."""
+        spent = [run.tokens for arm in (self.arm, self.baseline) for seed, run in arm.runs.items() if seed in arm.ends]
+        tokens = [count for count in spent if count]
+        if self.study.hold == "tokens" and tokens and max(tokens) > 1.01 * min(tokens):
+            return "at unequal numbers of tokens"
+        return HELD[self.study.hold]
 
     @cached_property
     def alike(self) -> bool:
         """Whether they are one configuration under two names."""
         seeds = self.arm.runs.keys() & self.baseline.runs.keys()
-        pairs = [[_what_it_does(arm.runs[seed]) for arm in (self.arm, self.baseline)] for seed in seeds]
+        pairs = [[arm.runs[seed].settings for arm in (self.arm, self.baseline)] for seed in seeds]
         return bool(pairs) and all(config and config == baseline for config, baseline in pairs)
 
     @property
@@ -89,7 +98,7 @@ def judge(study: Study, records: list[Record], tuning: dict[str, Any] | None = N
     _require(study, baseline, others)
     paired = [Paired(arm.ends, baseline.ends, study.margin, len(others)) for arm in others]
     p_holm = holm([pairs.found.p for pairs in paired])
-    contests = [_Contest(study, arm, baseline, *of_arm) for arm, *of_arm in zip(others, paired, p_holm, strict=True)]
+    contests = [Contest(study, arm, baseline, *of_arm) for arm, *of_arm in zip(others, paired, p_holm, strict=True)]
     return {
         "study": study.name,
         "question": study.question,
@@ -101,7 +110,7 @@ def judge(study: Study, records: list[Record], tuning: dict[str, Any] | None = N
         "match": study.match,
         "match_by": study.match_by,
         "hold": study.hold,
-        "notes": list(_notes(study, records, [baseline, *others], contests)),
+        "notes": list(notes(study, records, [baseline, *others], contests)),
         "arms": {contest.arm.name: _entry(contest) for contest in contests},
         **({} if tuning is None else {"tuning": tuning}),
     }
@@ -115,15 +124,11 @@ def one_a_seed(records: Iterable[Record]) -> dict[int, Record]:
     return {seed: last[seed] for seed in sorted(last)}
 
 
-def _arm(name: str, records: list[Record], metric: str) -> _Arm:
+def _arm(name: str, records: list[Record], metric: str) -> ArmRuns:
     """Of a run that finished without the metric nothing is known; one whose metric is not finite has diverged."""
     runs = one_a_seed(record for record in records if record.arm == name)
-    known = {seed: run for seed, run in runs.items() if run.diverged or (run.finished and metric in _logged(run))}
-    return _Arm(name, runs, {seed: None if run.diverged else run.metric(metric) for seed, run in known.items()})
-
-
-def _logged(run: Record) -> dict[str, Any]:
-    return run.summary.get("metrics") or {}
+    known = {seed: run for seed, run in runs.items() if run.diverged or (run.finished and metric in run.metrics)}
+    return ArmRuns(name, runs, {seed: None if run.diverged else run.metric(metric) for seed, run in known.items()})
 
 
 def _in_order(run: Record) -> list[str | int]:
@@ -131,20 +136,13 @@ def _in_order(run: Record) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(run.path))]
 
 
-def _what_it_does(run: Record) -> dict[str, Any]:
-    """Its configuration, but for what is of the run alone."""
-    kept = {key: value for key, value in run.config.items() if key not in ASIDE}
-    callbacks = {name: node for name, node in (kept.get("callbacks") or {}).items() if name != "checkpoint"}
-    return kept and {**kept, "callbacks": callbacks}
-
-
-def _require(study: Study, baseline: _Arm, others: list[_Arm]) -> None:
+def _require(study: Study, baseline: ArmRuns, others: list[ArmRuns]) -> None:
     runs = [run for arm in (baseline, *others) for run in arm.runs.values()]
-    logged = {name for run in runs for name in _logged(run)}
+    logged = {name for run in runs for name in run.metrics}
     if logged and study.metric not in logged:
         raise AblateError(f"metric={study.metric}: no run logged it{did_you_mean(study.metric, logged)}")
     if not baseline.ends:
-        there = _counts(run.status for run in baseline.runs.values()) or "none"
+        there = counts(run.status for run in baseline.runs.values()) or "none"
         able = [arm.name for arm in others if arm.ends]
         raise AblateError(
             f"baseline={study.baseline}: no run of it finished with {study.metric} (there: {there}); "
@@ -152,7 +150,7 @@ def _require(study: Study, baseline: _Arm, others: list[_Arm]) -> None:
         )
 
 
-def _entry(contest: _Contest) -> dict[str, Any]:
+def _entry(contest: Contest) -> dict[str, Any]:
     arm, paired = contest.arm, contest.paired
     found, claim, values = paired.found, contest.study.claims.get(arm.name), paired.values.values()
     return {
@@ -174,7 +172,7 @@ def _entry(contest: _Contest) -> dict[str, Any]:
     }
 
 
-def _outcome(expect: str, contest: _Contest) -> str:
+def _outcome(expect: str, contest: Contest) -> str:
     """What becomes of a claim. A difference can be there, and within the margin: then both claims hold."""
     verdict, paired, margin = contest.verdict, contest.paired, contest.study.margin
     arm, baseline = paired.diverged_alone
@@ -197,13 +195,16 @@ def _outcome(expect: str, contest: _Contest) -> str:
     return "refuted" if verdict == "worse" else "open"
 
 
-def _sentence(contest: _Contest) -> str:
+def _sentence(contest: Contest) -> str:
     """The verdict in words, and who diverged."""
     verdict, arm, baseline, paired = contest.verdict, contest.arm, contest.baseline, contest.paired
-    unit, held = UNITS.get(contest.study.metric, ""), HELD[contest.study.hold]
+    unit = UNITS.get(contest.study.metric, "")
     if contest.alike and verdict == "cannot tell":
-        return f"{in_words(verdict, paired.found, unit)}, {held}: one configuration under two names, so it is noise"
-    finite = f"{in_words(contest.by_values, paired.found, unit)}, {held}"
+        words = in_words(verdict, paired.found, unit)
+        return f"{words}, {contest.held}: one configuration under two names, so it is noise"
+    finite = f"{in_words(contest.by_values, paired.found, unit)}, {contest.held}"
+    if contest.by_values == "cannot tell" and significant(paired.found.p):
+        finite += f"; p is {paired.found.p:.2g}, and {contest.p_holm:.2g} as one of {paired.arms} arms (Holm)"
     if contest.by_divergence or verdict != contest.by_values:
         alone, other = paired.diverged_alone
         p = f" (exact McNemar p {paired.p_diverged:.2g})" if contest.by_divergence else ""
@@ -213,84 +214,3 @@ def _sentence(contest: _Contest) -> str:
         of_arm, of_baseline = (f"{one.diverged} of {len(one.ends)}" for one in (arm, baseline))
         finite += f"; diverged: {of_arm} runs, of the baseline's {of_baseline}"
     return finite
-
-
-def _notes(study: Study, records: list[Record], arms: list[_Arm], contests: list[_Contest]) -> Iterator[str]:
-    """What limits the verdicts, a plain sentence each."""
-    for contest in contests:
-        if contest.alike:
-            yield f"{contest.arm.name} is {study.baseline} under another name (A/A): a difference is noise."
-    yield from _few_pairs(contests)
-    yield from _seeds(study, arms)
-    yield from _left_out(study, records, arms)
-    ended = [arm.runs[seed] for arm in arms for seed in arm.ends]
-    majority = arms[0].corpora.most_common(1)[0][0]
-    for arm in arms:
-        if others := [f"{corpus or 'unknown'} ({n} runs)" for corpus, n in arm.corpora.items() if corpus != majority]:
-            yield f"{arm.name}: not comparable: on corpus {_listed(others)}, where {study.baseline} is on {majority}."
-    yield from _differing("git revisions", [_of(run, "git", "revision") for run in ended])
-    yield from _differing("versions of torch", [_of(run, "versions", "torch") for run in ended])
-    yield from _differing("machines", [_machine(run) for run in ended])
-    if dirty := sum(_of(run, "git", "dirty") is True for run in ended):
-        yield f"{dirty} of {len(ended)} runs: their code had uncommitted changes, which the git revision does not tell."
-
-
-def _few_pairs(contests: list[_Contest]) -> Iterator[str]:
-    by_count = defaultdict(list)
-    for contest in contests:
-        by_count[contest.paired.found.pairs].append(contest.arm.name)
-    for count, names in sorted(by_count.items()):
-        if count < 2:
-            yield f"{_listed(names)}: fewer than two pairs, so nothing can be tested."
-        elif count < ENOUGH:
-            least = f"an exact sign-flip test of them cannot go below p = {0.5 ** (count - 1):g}"
-            yield f"{_listed(names)}: screening, by {count} pairs: {least}."
-
-
-def _seeds(study: Study, arms: list[_Arm]) -> Iterator[str]:
-    baseline, ended = arms[0], {seed for arm in arms for seed in arm.ends}
-    for arm in arms[1:]:
-        for one, other in ((arm, baseline), (baseline, arm)):
-            if alone := sorted(one.ends.keys() - other.ends.keys()):
-                yield f"{arm.name}: unequal seeds: left out, as only {one.name} has them: {_listed(alone)}."
-    if missing := sorted(set(study.seeds) - ended):
-        yield f"Seeds of which no run came to an end: {_listed(missing)}."
-    if further := sorted(ended - set(study.seeds)):
-        yield f"Seeds that are not the study's, and counted: {_listed(further)}."
-
-
-def _left_out(study: Study, records: list[Record], arms: list[_Arm]) -> Iterator[str]:
-    for arm in arms:
-        if unfinished := _counts(run.status for run in arm.runs.values() if not (run.finished or run.diverged)):
-            yield f"{arm.name}: unfinished, and left out: {unfinished}."
-        if silent := [s for s, run in arm.runs.items() if run.finished and s not in arm.ends]:
-            yield f"{arm.name}: finished without {study.metric}, and left out: seed {_listed(silent)}."
-        for seed, run in arm.runs.items():
-            there = [record.status for record in records if (record.arm, record.seed) == (arm.name, seed)]
-            if len(there) > 1:
-                used = f"used is the last {run.status}, {'/'.join(run.path.parts[-2:])}"
-                yield f"{arm.name}, seed {seed}: {len(there)} runs ({_counts(there)}); {used}."
-    if strangers := _counts(record.arm for record in records if record.arm not in {arm.name for arm in arms}):
-        yield f"Runs of no arm of the study, left out: {strangers}."
-
-
-def _of(run: Record, section: str, key: str) -> Any:
-    return (run.summary.get(section) or {}).get(key)
-
-
-def _machine(run: Record) -> str | None:
-    place = _of(run, "machine", "gpu") or _of(run, "machine", "platform")
-    return place and f"{place} with {_of(run, 'machine', 'threads')} threads"
-
-
-def _differing(what: str, values: list[Any]) -> Iterator[str]:
-    if len(set(values)) > 1:
-        yield f"The runs are of different {what}: {_counts(str(value or 'unknown') for value in values)}."
-
-
-def _counts(values: Iterable[str]) -> str:
-    return ", ".join(f"{count} {value}" for value, count in Counter(values).most_common())
-
-
-def _listed(values: Iterable[object]) -> str:
-    return ", ".join(str(value) for value in values)

@@ -9,9 +9,9 @@ import wandb
 from omegaconf import DictConfig
 
 from ablate.compose import one_line
+from ablate.errors import warn
 from ablate.study.dashboard import INSTALLED, make_dashboard
 from ablate.study.findings import strict
-from ablate.study.terminal import warn
 from ablate.training.folder import lasting_id
 from ablate.training.wandb import online
 

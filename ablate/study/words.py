@@ -118,8 +118,4 @@ def _unequal(findings: Findings) -> bool:
 
 def _spent(findings: Findings) -> list[float]:
     """The tokens of each finished run."""
-    return [
-        steps * cost
-        for run in findings.records
-        if run.finished and (steps := figure(run, "steps")) and (cost := run.cost_of_step(TOKENS))
-    ]
+    return [tokens for run in findings.records if run.finished and (tokens := run.tokens)]

@@ -54,12 +54,16 @@ def create(config: DictConfig, overrides: list[str], job: int | None, sweep_dir:
         raise AblateError(f"run_dir={error.filename}: cannot be written: {error.strerror}; choose another") from error
 
 
+class Claimed(AblateError):
+    """A folder in which another process is at work."""
+
+
 @contextmanager
 def claimed(path: Path) -> Iterator[None]:
     """Holds a run folder for this process; the system lets go of it however the process ends.
 
     Raises:
-        AblateError: another process is at work in it.
+        Claimed: another process is at work in it.
     """
     if fcntl is None:
         yield
@@ -69,7 +73,7 @@ def claimed(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise AblateError(f"run_dir={path}: another run is at work there; choose another folder") from error
+            raise Claimed(f"run_dir={path}: another run is at work there; choose another folder") from error
         except OSError:
             pass  # a file system without locks
         yield

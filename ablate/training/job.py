@@ -28,6 +28,7 @@ from ablate.training.callbacks import (
     RouterStatistics,
     StopOnDivergence,
     Throughput,
+    signals_later,
 )
 from ablate.training.checkpoint import AtomicCheckpointIO, last_good_checkpoint
 from ablate.training.curves import Curves
@@ -48,7 +49,7 @@ def train(config: DictConfig, overrides: list[str], job: int | None = None, swee
         SystemExit: the run was stopped by a signal, after a checkpoint.
     """
     if config.study is not None and config.study.arm is None and config.resume is None:
-        raise AblateError(f"{config.study.name} is a study, of several runs: start it with -m")
+        raise AblateError(f"{config.study.name} is a study, of several runs: start it with -m, one at a time")
     resuming, given = config.resume is not None, overrides
     if resuming:
         config, overrides = folder.resumed(config.resume, overrides)
@@ -127,8 +128,8 @@ class _Job:
         config, data = self.config, self.parts.data
         self.corpus: Opened = self.parts.corpus.open(data, config.seed, Path(config.paths.data))
         self.corpus.require(data.batch_size * self.ranks.count)
-        self.budget = budget(self.parts.decoder, self.corpus.train.pieces(data.max_rows))
-        self.throughput.flops_per_token = self.budget.training_flops_per_token
+        packed = budget(self.parts.decoder, self.corpus.train.pieces(data.max_rows))
+        self.throughput.flops_per_token = packed.training_flops_per_token
         self.checkpoint = last_good_checkpoint(self.path / "checkpoints") if resuming else None
 
     def open(self, resuming: bool) -> None:
@@ -144,7 +145,8 @@ class _Job:
             "status": "running",
             "seed": config.seed,
             "overrides": self.overrides,
-            "budget": self.budget.to_dict(),
+            "budget": self.parts.budget.to_dict(),
+            "training_flops_per_token": self.throughput.flops_per_token,
             "corpus": {"name": config.data.name, "fingerprint": self.corpus.fingerprint, **self.corpus.report()},
             "precision": self.parts.precision,
             **folder.provenance(),
@@ -175,7 +177,7 @@ class _Job:
         self.start, status = time.perf_counter(), "failed"
         try:
             for logger in self.trainer.loggers:
-                logger.log_hyperparams({**plain(self.config), "budget": self.budget.to_dict()})
+                logger.log_hyperparams({**plain(self.config), "budget": self.parts.budget.to_dict()})
             self.train()
             self._finish()
             status = "finished"
@@ -183,14 +185,15 @@ class _Job:
             status = "interrupted"
             print(f"{stop}; to go on: python train.py resume={self.path}", flush=True)
             raise SystemExit(128 + stop.signum) from stop
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             status = "interrupted"
             raise
         except Diverged as error:
             status = "diverged"
             raise AblateError(f"the run diverged: {error}") from error
         finally:
-            self._close(status)
+            with signals_later():
+                self._close(status)
         terminal.show_results(self.summary, self.path)
         return self.summary["metrics"]["val/loss"]
 

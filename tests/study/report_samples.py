@@ -49,6 +49,7 @@ def record(folder: Path, arm: str, seed: int, *, loss: float | None = None, stat
     summary = {
         "status": status,
         "seed": seed,
+        "training_flops_per_token": 9.3e6,
         "budget": {
             "total": total,
             "active": total,

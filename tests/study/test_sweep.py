@@ -180,6 +180,19 @@ def test_learning_rates_are_tuned_on_seeds_of_their_own(study, command):
         (["++study.arms={rms: ['model/norm=rmsnorm'], bad: ['model.norm.epss=1']}"], "study.arms.bad"),
         (["++study.arms={rms: ['model/norm=rmsnorm'], bad: ['model/norm=null']}"], "study.arms.bad: model/norm=null"),
         (["++study.arms={rms: [], bad: ['model.depth=2.5']}"], "model.depth"),
+        (["++study.arms={rms: [], bad: ['data.packing=foo']}"], "study.arms.bad: data.packing"),
+        (["++study.arms={rms: [], bad: ['optimizer.lr=fast']}"], "study.arms.bad: optimizer.lr=fast"),
+        (["++study.arms={rms: [], bad: ['seed=1']}"], "study.arms.bad: it sets seed"),
+        (["++study.arms={rms: [], bad: ['study.metric=val/bpb']}"], "study.arms.bad: it sets study.metric"),
+        (["++study.arms={rms: [], bad: ['trainer.max_steps=9']}"], "study.arms.bad: it sets trainer.max_steps"),
+        (["++study.arms={rms: [], bad: ['optimizer.lr=1']}", "study.tune=lr"], "study.tune=lr chooses"),
+        (["++study.arms={rms: [], bad: ['++model.ffn.hidden=999']}"], "it sets model.ffn.hidden, which study.match"),
+        (["study.design=foo"], "study.design: no design 'foo'"),
+        (["++study.claims.rms={expect: better}"], "study.claims.rms: this is the baseline"),
+        (["study.metric=train/nonsense"], "study.metric: no run logs 'train/nonsense'"),
+        (["seed=interval(0,1)"], "seed=interval(0,1): expected seeds one by one"),
+        (["resume=somewhere"], "resume: the same command goes on"),
+        (["trainer.strategy=none"], "study.arms.rms: trainer.strategy=none"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused_in_one_line(study, overrides, said):
@@ -190,6 +203,33 @@ def test_a_study_that_cannot_be_is_refused_in_one_line(study, overrides, said):
 def test_a_metric_that_no_run_logs_is_refused_before_training(study):
     assert_refused(study("study.metric=val/los"), "did you mean 'val/loss'")
     assert not list(study.folder.rglob("summary.json"))
+
+
+def test_a_folder_that_cannot_be_made_is_refused(study, tmp_path):
+    (tmp_path / "file").touch()
+    assert_refused(study(folder=tmp_path / "file"), "cannot be made", "choose another folder")
+
+
+def test_one_study_at_a_time(command, place):
+    assert_refused(command("train.py", "-m", *place.overrides, "experiment=position,rmsnorm"), "one at a time")
+
+
+def test_tokens_are_equal_whatever_the_batch(study):
+    arms = "{rms: ['trainer.accumulate_grad_batches=1'], large: ['trainer.accumulate_grad_batches=2']}"
+    outcome = study("study.seeds=[0]", arms=arms)
+    assert outcome.status == 0, outcome.err
+    steps = [summary(study.folder / f"runs/{arm}/seed_0")["steps"] for arm in ("rms", "large")]
+    assert steps == [4, 2]
+
+
+def test_what_cannot_be_read_is_left_out_and_said(study, command, place):
+    folder = place.runs / "it's"
+    quoted = str(folder).replace("'", "\\'")
+    assert study(folder=f"'{quoted}'").status == 0
+    (folder / "runs/rms/seed_0/summary.json").write_text("{")
+    outcome = command("compare.py", f"runs='{quoted}'")
+    assert outcome.status == 0 and "seed_0/summary.json: cannot be read" in outcome.err
+    assert verdict(folder)["arms"]["layer"]["pairs"] == 1
 
 
 def test_a_study_wants_m(command):

@@ -87,7 +87,7 @@ def test_the_curves_have_their_names(straight):
 
 
 def test_speed_and_utilisation_are_those_of_the_steps(straight):
-    flops = summary(straight.path)["budget"]["training_flops_per_token"]
+    flops = summary(straight.path)["training_flops_per_token"]
     rows = [row for row in curves(straight.path) if row["train/tokens_per_s"]]
     assert len(rows) == STEPS - 1
     for row in rows:
