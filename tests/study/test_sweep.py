@@ -93,7 +93,10 @@ def test_a_killed_run_without_a_checkpoint_is_begun_again(study):
     before = verdict(study.folder)["arms"]["layer"]["effect"]
     run = study.folder / "runs/layer/seed_1"
     (run / "summary.json").unlink()
-    shutil.rmtree(run / "checkpoints")
+    refused = study()
+    assert refused.status == 1 and "no summary.json; restore it, or move it away" in refused.err
+    for folder in ("checkpoints", "model"):
+        shutil.rmtree(run / folder)
     assert study().status == 0
     assert verdict(study.folder)["arms"]["layer"]["effect"] == before
 
@@ -138,22 +141,24 @@ def test_a_sweep_over_the_seed_sets_the_seeds(study):
 
 @pytest.mark.slow
 def test_arms_are_matched(study):
-    arms = "{swiglu: ['model/ffn=swiglu'], relu: ['model/ffn=relu', 'model.ffn.hidden=400']}"
-    outcome = study("study.baseline=swiglu", "study.seeds=[0]", arms=arms)
+    arms = "{mha: ['model/attention=mha'], mqa: ['model/attention=mqa', 'model/ffn=relu']}"
+    outcome = study("study.baseline=mha", "study.seeds=[0]", arms=arms)
     assert outcome.status == 0 and "model.ffn.hidden=" in outcome.out
-    totals = [summary(study.folder / f"runs/{arm}/seed_0")["budget"]["total"] for arm in ("swiglu", "relu")]
+    totals = [summary(study.folder / f"runs/{arm}/seed_0")["budget"]["total"] for arm in ("mha", "mqa")]
     assert abs(totals[1] / totals[0] - 1) <= 0.01
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spent", ["flops", "seconds"])
 def test_a_study_may_hold_flops_or_seconds(study, spent):
-    arms = "{base: ['model.ffn.hidden=32'], wide: ['model.ffn.hidden=900']}"
+    arms = "{base: ['model.ffn.hidden=32'], wide: ['model.ffn.hidden=1500']}"
     outcome = study("study.baseline=base", "study.seeds=[0]", "study.match=none", f"study.hold={spent}", arms=arms)
     assert outcome.status == 0, outcome.err
     steps = {arm: summary(study.folder / f"runs/{arm}/seed_0")["steps"] for arm in ("base", "wide")}
     assert steps["base"] == 4 and steps["wide"] < 4
     assert verdict(study.folder)["hold"] == spent
+    again = study("study.baseline=base", "study.seeds=[0,1]", "study.match=none", f"study.hold={spent}", arms=arms)
+    assert again.status == 0 and summary(study.folder / "runs/wide/seed_1")["steps"] == steps["wide"]
 
 
 @pytest.mark.slow
