@@ -151,14 +151,15 @@ def test_arms_are_matched(study):
 @pytest.mark.slow
 @pytest.mark.parametrize("spent", ["flops", "seconds"])
 def test_a_study_may_hold_flops_or_seconds(study, spent):
-    arms = "{base: ['model.ffn.hidden=32'], wide: ['model.ffn.hidden=1500']}"
-    outcome = study("study.baseline=base", "study.seeds=[0]", "study.match=none", f"study.hold={spent}", arms=arms)
+    arms = "{base: ['model.ffn.hidden=32'], wide: ['model.ffn.hidden=900']}"
+    held = ["study.baseline=base", "study.match=none", f"study.hold={spent}", "trainer.max_steps=12"]
+    outcome = study(*held, "study.seeds=[0]", arms=arms)
     assert outcome.status == 0, outcome.err
     steps = {arm: summary(study.folder / f"runs/{arm}/seed_0")["steps"] for arm in ("base", "wide")}
-    assert steps["base"] == 4 and steps["wide"] < 4
+    assert steps["base"] == 12 and steps["wide"] < 12
     assert verdict(study.folder)["hold"] == spent
-    again = study("study.baseline=base", "study.seeds=[0,1]", "study.match=none", f"study.hold={spent}", arms=arms)
-    assert again.status == 0 and summary(study.folder / "runs/wide/seed_1")["steps"] == steps["wide"]
+    assert study(*held, "study.seeds=[0,1]", arms=arms).status == 0, "timed anew, it would be another study"
+    assert summary(study.folder / "runs/wide/seed_1")["steps"] == steps["wide"]
 
 
 @pytest.mark.slow
