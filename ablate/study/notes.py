@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ablate.study.question import Study
-from ablate.study.records import Record, reading
+from ablate.study.records import Record, reading, unequal
 from ablate.training.folder import first_difference
 from ablate.training.terminal import short
 
@@ -20,7 +20,7 @@ def notes(study: Study, records: list[Record], arms: "list[ArmRuns]", contests: 
     for contest in contests:
         if contest.alike:
             yield f"{contest.arm.name} is {study.baseline} under another name (A/A): a difference is noise."
-    yield from _mixed(records, arms)
+    yield from _mixed(study, records, arms)
     yield from _few_pairs(contests)
     yield from _seeds(study, arms)
     yield from _left_out(study, records, arms)
@@ -36,7 +36,7 @@ def notes(study: Study, records: list[Record], arms: "list[ArmRuns]", contests: 
         yield f"{dirty} of {len(ended)} runs: their code had uncommitted changes, which the git revision does not tell."
 
 
-def _mixed(records: list[Record], arms: "list[ArmRuns]") -> Iterator[str]:
+def _mixed(study: Study, records: list[Record], arms: "list[ArmRuns]") -> Iterator[str]:
     """Runs that were not made to be compared."""
     studies = [reading(run.config, "study.name") for run in records]
     if len(set(studies)) > 1:
@@ -46,9 +46,10 @@ def _mixed(records: list[Record], arms: "list[ArmRuns]") -> Iterator[str]:
         if unlike := next((config for config in others if config != first), None):
             key, one, other = first_difference("", first, unlike)
             yield f"{arm.name}: its runs are not all alike: {key.lstrip('.')} is {one} in one and {other} in another."
-    everyone = [run.tokens for arm in arms for seed, run in arm.runs.items() if seed in arm.ends and run.tokens]
-    if everyone and max(everyone) > 1.01 * min(everyone):
-        yield f"The runs were trained on unequal numbers of tokens, {short(min(everyone))} to {short(max(everyone))}."
+    finished = [run for arm in arms for run in arm.finished]
+    if study.hold == "tokens" and unequal(finished):
+        tokens = [run.tokens for run in finished if run.tokens]
+        yield f"The runs were trained on unequal numbers of tokens, {short(min(tokens))} to {short(max(tokens))}."
 
 
 def _few_pairs(contests: "list[Contest]") -> Iterator[str]:

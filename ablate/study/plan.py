@@ -80,7 +80,7 @@ def shared_overrides(arguments: list[str], study: Study) -> tuple[list[str], lis
 def _seeds(text: str, override: Override) -> list[Any]:
     if not override.is_sweep_override():
         return [override.value()]
-    if not (override.is_discrete_sweep()):
+    if not override.is_discrete_sweep():
         raise AblateError(f"{text}: expected seeds one by one, such as seed=0,1,2 or seed=range(0,6)")
     return [int(s) for s in override.sweep_iterator()]
 

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -99,6 +100,12 @@ class Record:
         """What it was trained on, padding included."""
         steps, cost = reading(self.summary, "steps"), self.cost_of_step(TOKENS)
         return steps * cost if isinstance(steps, int) and cost else None
+
+
+def unequal(runs: Iterable[Record]) -> bool:
+    """Whether they were trained on numbers of tokens that are more than 1% apart."""
+    tokens = [run.tokens for run in runs if run.tokens]
+    return bool(tokens) and max(tokens) > 1.01 * min(tokens)
 
 
 def reading(data: Any, keys: str) -> Any:

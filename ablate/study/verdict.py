@@ -11,7 +11,7 @@ from typing import Any
 from ablate.errors import AblateError, did_you_mean
 from ablate.study.notes import counts, notes
 from ablate.study.question import Study
-from ablate.study.records import Record
+from ablate.study.records import Record, unequal
 from ablate.study.statistics import Paired, Verdict, holm, in_words, one_sided, significant
 
 UNITS = {"train/loss": "nats", "val/loss": "nats", "val/bpb": "bits per byte", "train/tokens_per_s": "tokens/s"}
@@ -31,6 +31,10 @@ class ArmRuns:
         return sum(value is None for value in self.ends.values())
 
     @property
+    def finished(self) -> list[Record]:
+        return [run for run in self.runs.values() if run.finished]
+
+    @property
     def corpora(self) -> Counter[str | None]:
         return Counter(self.runs[seed].corpus for seed in self.ends)
 
@@ -48,9 +52,7 @@ class Contest:
     @cached_property
     def held(self) -> str:
         """What a difference is per: what all runs had as much of."""
-        spent = [run.tokens for arm in (self.arm, self.baseline) for seed, run in arm.runs.items() if seed in arm.ends]
-        tokens = [count for count in spent if count]
-        if self.study.hold == "tokens" and tokens and max(tokens) > 1.01 * min(tokens):
+        if self.study.hold == "tokens" and unequal([*self.arm.finished, *self.baseline.finished]):
             return "at unequal numbers of tokens"
         return HELD[self.study.hold]
 

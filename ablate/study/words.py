@@ -5,7 +5,7 @@ from typing import Any
 
 from ablate.page.words import number
 from ablate.study.findings import Findings, distinct, figure
-from ablate.study.records import TOKENS
+from ablate.study.records import TOKENS, unequal
 from ablate.training.terminal import UNITS, short
 
 MATCHED = {"params": "parameters", "flops": "forward FLOPs a token"}
@@ -112,8 +112,7 @@ def held_in_words(findings: Findings) -> str:
 
 def _unequal(findings: Findings) -> bool:
     """Whether finished runs saw unequal numbers of tokens where these should be held: as in a sweep of one's own."""
-    spent = _spent(findings)
-    return findings.study.hold == TOKENS and bool(spent) and max(spent) > 1.01 * min(spent)
+    return findings.study.hold == TOKENS and unequal(run for run in findings.records if run.finished)
 
 
 def _spent(findings: Findings) -> list[float]:

@@ -1,6 +1,7 @@
 """Verdicts of made-up runs: each of the four, what becomes of claims, who diverged, and what is said beside them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +341,43 @@ def test_runs_of_another_corpus_are_paired_and_called_not_comparable():
 )
 def test_other_code_and_other_machines_are_named(summary, note):
     assert notes(arm("learned", BASELINE), arm("rope", LOWER, **summary)) == [note]
+
+
+def with_config(records: list[Record], **config: Any) -> list[Record]:
+    return [replace(record, config={**record.config, **config}) for record in records]
+
+
+def test_runs_of_several_studies_are_named():
+    others = with_config(arm("rope", LOWER), study={"name": "position", "arm": "rope"})
+    assert notes(arm("learned", BASELINE), others) == ["The runs are of different studies: 6 none, 6 position."]
+
+
+def test_runs_of_one_arm_that_are_not_alike_are_named():
+    rope = arm("rope", LOWER)
+    rope = [*rope[:5], *with_config(rope[5:], optimizer={"lr": 0.1})]
+    (note,) = notes(arm("learned", BASELINE), rope)
+    assert note == "rope: its runs are not all alike: optimizer is None in one and {'lr': 0.1} in another."
+
+
+def test_a_difference_is_per_token_only_where_tokens_are_equal():
+    trainer = {"accumulate_grad_batches": 1, "devices": 1, "num_nodes": 1}
+    sized = [
+        with_config(arm(name, values, steps=250), data={"batch_size": rows, "context": 256}, trainer=trainer)
+        for name, values, rows in (("learned", BASELINE, 16), ("rope", LOWER, 8))
+    ]
+    found = judge(study(), [*sized[0], *sized[1]])
+    assert found["arms"]["rope"]["sentence"].endswith("at unequal numbers of tokens")
+    assert found["notes"] == ["The runs were trained on unequal numbers of tokens, 512k to 1.02M."]
+    by_flops = judge(study(hold="flops"), [*sized[0], *sized[1]])
+    assert by_flops["arms"]["rope"]["sentence"].endswith("per FLOP") and not by_flops["notes"]
+
+
+def test_that_holm_takes_a_verdict_away_is_said():
+    barely = [value + by for value, by in zip(BASELINE, [0.030, 0.001, 0.022, 0.004, 0.026, 0.002], strict=True)]
+    arms = arm("learned", BASELINE) + arm("rope", barely)
+    assert judge(study(), arms)["arms"]["rope"]["verdict"] == "worse"
+    said = judge(study("rope", "none"), arms + arm("none", NOISY))["arms"]["rope"]
+    assert said["verdict"] == "cannot tell" and said["sentence"].endswith("as one of 2 arms (Holm)")
 
 
 def test_of_two_runs_of_one_seed_the_last_finished_is_used():
