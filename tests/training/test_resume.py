@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ablate.errors import AblateError
+from ablate.training.callbacks import signals_later
 from ablate.training.module import LanguageModel
 
 from .harness import (
@@ -281,3 +282,15 @@ def test_resume_runs_no_code_that_the_folder_names(straight, tmp_path):
     (run / "summary.json").write_text(json.dumps(content))
     assert "_target_" in refusal(run)
     assert not (tmp_path / "touched").exists()
+
+
+def test_a_signal_waits_for_what_is_being_written():
+    said = []
+    previous = signal.signal(signal.SIGTERM, lambda signum, frame: said.append("stopped"))
+    try:
+        with signals_later():
+            signal.raise_signal(signal.SIGTERM)
+            said.append("written")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert said == ["written", "stopped"]
