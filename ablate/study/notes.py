@@ -29,10 +29,10 @@ def notes(study: Study, records: list[Record], arms: "list[ArmRuns]", contests: 
     for arm in arms:
         if others := [f"{corpus or 'unknown'} ({n} runs)" for corpus, n in arm.corpora.items() if corpus != majority]:
             yield f"{arm.name}: not comparable: on corpus {_listed(others)}, where {study.baseline} is on {majority}."
-    yield from _differing("git revisions", [_of(run, "git", "revision") for run in ended])
-    yield from _differing("versions of torch", [_of(run, "versions", "torch") for run in ended])
+    yield from _differing("git revisions", [reading(run.summary, "git.revision") for run in ended])
+    yield from _differing("versions of torch", [reading(run.summary, "versions.torch") for run in ended])
     yield from _differing("machines", [_machine(run) for run in ended])
-    if dirty := sum(_of(run, "git", "dirty") is True for run in ended):
+    if dirty := sum(reading(run.summary, "git.dirty") is True for run in ended):
         yield f"{dirty} of {len(ended)} runs: their code had uncommitted changes, which the git revision does not tell."
 
 
@@ -91,13 +91,9 @@ def _left_out(study: Study, records: list[Record], arms: "list[ArmRuns]") -> Ite
         yield f"Runs of no arm of the study, left out: {strangers}."
 
 
-def _of(run: Record, section: str, key: str) -> Any:
-    return (run.summary.get(section) or {}).get(key)
-
-
 def _machine(run: Record) -> str | None:
-    place = _of(run, "machine", "gpu") or _of(run, "machine", "platform")
-    return place and f"{place} with {_of(run, 'machine', 'threads')} threads"
+    place = reading(run.summary, "machine.gpu") or reading(run.summary, "machine.platform")
+    return place and f"{place} with {reading(run.summary, 'machine.threads')} threads"
 
 
 def _differing(what: str, values: list[Any]) -> Iterator[str]:

@@ -125,9 +125,13 @@ def plan_arms(study: Study, compose: Compose, shared: list[str]) -> list[Arm]:
 
 def check_runs(arms: list[Arm]) -> None:
     """Raises AblateError, by the arm's name, if its runs could not begin on this machine; prepares their corpora."""
+    opened = []
     for arm in arms:
         try:
             parts = assemble(OmegaConf.create(arm.config))
+            if arm.config["data"] in opened:
+                continue  # to open it again is to hash its files again
+            opened.append(arm.config["data"])
             corpus = parts.corpus.open(parts.data, arm.config["seed"], Path(arm.config["paths"]["data"]))
             corpus.require(parts.data.batch_size)
         except AblateError as error:

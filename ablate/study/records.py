@@ -98,7 +98,7 @@ class Record:
     @property
     def tokens(self) -> float | None:
         """What it was trained on, padding included."""
-        steps, cost = reading(self.summary, "steps"), self.cost_of_step(TOKENS)
+        steps, cost = self.summary.get("steps"), self.cost_of_step(TOKENS)
         return steps * cost if isinstance(steps, int) and cost else None
 
 

@@ -58,7 +58,7 @@ def table(findings: Findings) -> tuple[list[str], dict[str, list[Cell]]]:
 
 def _counts(runs: list[Record], metric: str) -> dict[str, int]:
     """A run whose metric is not finite has diverged, as it has for the verdict."""
-    logged = [run for run in runs if run.finished and metric in (run.summary.get("metrics") or {})]
+    logged = [run for run in runs if run.finished and metric in run.metrics]
     diverged = sum(run.diverged for run in runs) + sum(run.metric(metric) is None for run in logged)
     return {"runs": len(runs), "diverged": diverged, "unfinished": sum(not (r.finished or r.diverged) for r in runs)}
 
