@@ -15,7 +15,8 @@ def initialise(model: nn.Module, dim: int, depth: int, seed: int) -> None:
     """Matrices and embeddings N(0, 2 / (5 D)) (Nguyen and Salazar 2019, "SmallInit"), biases 0.
 
     The projections that write to the residual stream, called `out`, are scaled by
-    1 / sqrt(2 depth), so that its variance does not grow with depth (GPT-2, Radford et al. 2019).
+    1 / sqrt(2 depth), so that its variance does not grow with depth (GPT-2, Radford et al. 2019);
+    a module with an `init_scale` by that.
     """
     std = (2 / (5 * dim)) ** 0.5
     done = set()
@@ -25,7 +26,8 @@ def initialise(model: nn.Module, dim: int, depth: int, seed: int) -> None:
         if id(module.weight) in done:
             continue
         done.add(id(module.weight))
-        scale = (2 * depth) ** -0.5 if name.rsplit(".", 1)[-1] == "out" else 1.0
+        residual = (2 * depth) ** -0.5 if name.rsplit(".", 1)[-1] == "out" else 1.0
+        scale = getattr(module, "init_scale", residual)
         grouped = isinstance(module, GroupedLinear)  # then each map by its own number, however many there are
         weights = {f"{name}.{i}": w for i, w in enumerate(module.weight)} if grouped else {name: module.weight}
         with torch.no_grad():

@@ -67,6 +67,7 @@ class Learned(Position):
                 "raise model.position.max_positions or lower model.context"
             )
         self.table = nn.Embedding(self.limit, dim)
+        self.table.init_scale = 0.5  # GPT-2's code: as large as the tokens' embedding, positions drown the tokens
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + self.table(positions)

@@ -84,6 +84,11 @@ def test_what_writes_to_the_residual_stream_starts_smaller_with_depth(depth):
                 assert not module.bias.any(), name
 
 
+def test_learned_positions_start_half_as_large_as_tokens():
+    model = Decoder(config(dim=64, context=512, position="learned"))
+    assert model.positions[0].table.weight.std().item() == pytest.approx((2 / (5 * 64)) ** 0.5 / 2, rel=0.02)
+
+
 def test_building_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     Decoder(config(), seed=3)
