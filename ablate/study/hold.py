@@ -1,6 +1,7 @@
 """What each run may spend: as many tokens as the baseline, as many training FLOPs, or as many seconds."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -13,6 +14,7 @@ from ablate.run import make_folder, write_json
 from ablate.study.match import budget_of
 from ablate.study.plan import Arm, Compose
 from ablate.study.question import Study
+from ablate.study.records import settings
 from ablate.training.parts import read_data
 
 
@@ -49,16 +51,21 @@ def _flops(arms: list[Arm]) -> dict[str, float]:
 
 
 def _kept_seconds(arms: list[Arm], file: Path) -> dict[str, float]:
-    """As measured when the study began, if it was of these arms."""
+    """Of a step, as measured when an arm came to the study; one that comes later is timed beside the baseline."""
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         kept = {}
-    if kept.keys() != {arm.name for arm in arms}:
-        kept = _seconds(arms)
+    key = {arm.name: sha256(json.dumps(settings(arm.config), sort_keys=True).encode()).hexdigest() for arm in arms}
+    first, *others = arms
+    new = [arm for arm in others if key[arm.name] not in kept] if key[first.name] in kept else arms
+    if new:
+        timed = _seconds([first, *(arm for arm in new if arm is not first)])
+        pace = kept.get(key[first.name], timed[first.name]) / timed[first.name]
+        kept |= {key[arm.name]: timed[arm.name] * pace for arm in new}
         make_folder(file.parent, "run_dir")
         write_json(file, kept)
-    return kept
+    return {arm.name: kept[key[arm.name]] for arm in arms}
 
 
 def _seconds(arms: list[Arm], rounds: int = 3) -> dict[str, float]:

@@ -18,7 +18,7 @@ from ablate.model.config import load_plugins
 from ablate.run import read_config
 from ablate.study.match import Matched, match
 from ablate.study.question import Study
-from ablate.study.records import ASIDE
+from ablate.study.records import ASIDE, settings
 from ablate.training.folder import first_difference, key_of
 from ablate.training.parts import assemble
 
@@ -158,19 +158,14 @@ def composed(name: str, compose: Compose, overrides: list[str]) -> dict[str, Any
 
 def same_as_baseline(arms: list[Arm]) -> list[str]:
     """Arms whose configuration is the baseline's own."""
-    return [arm.name for arm in arms[1:] if compared(arm.config) == compared(arms[0].config)]
-
-
-def compared(config: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run what it is, its seed and its place aside."""
-    return {key: value for key, value in config.items() if key not in (*ASIDE, "callbacks")}
+    return [arm.name for arm in arms[1:] if settings(arm.config) == settings(arms[0].config)]
 
 
 def check_folder(job: Job) -> None:
     """Raises AblateError if the job's folder holds a run with another configuration."""
     if not (job.path / "summary.json").is_file():
         return
-    wanted, found = compared(job.arm.config), compared(read_config(job.path))
+    wanted, found = settings(job.arm.config), settings(read_config(job.path))
     key = next((key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key)), None)
     if key is not None:
         where, then, now = first_difference(key, found.get(key), wanted.get(key))

@@ -14,6 +14,8 @@ from ablate.errors import warn
 # Of a configuration, what says where a run goes and how it is watched, but not what it does.
 ASIDE = ("seed", "run_dir", "resume", "tags", "study", "logger", "paths", "sample")
 
+WATCHING = ("checkpoint", "progress")  # callbacks that do nothing to the model
+
 TOKENS, FLOPS, SECONDS = "tokens", "flops", "seconds"
 
 
@@ -46,10 +48,7 @@ class Record:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its configuration, but for what is of the run alone."""
-        kept = {key: value for key, value in self.config.items() if key not in ASIDE}
-        callbacks = {name: node for name, node in (kept.get("callbacks") or {}).items() if name != "checkpoint"}
-        return kept and {**kept, "callbacks": callbacks}
+        return settings(self.config)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -100,6 +99,13 @@ class Record:
         """What it was trained on, padding included."""
         steps, cost = self.summary.get("steps"), self.cost_of_step(TOKENS)
         return steps * cost if isinstance(steps, int) and cost else None
+
+
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run what it is: its configuration, but for its seed, its place and how it is watched."""
+    kept = {key: value for key, value in config.items() if key not in ASIDE}
+    callbacks = {name: node for name, node in (kept.get("callbacks") or {}).items() if name not in WATCHING}
+    return kept and {**kept, "callbacks": callbacks}
 
 
 def unequal(runs: Iterable[Record]) -> bool:

@@ -163,6 +163,19 @@ def test_a_study_may_hold_flops_or_seconds(study, spent):
 
 
 @pytest.mark.slow
+def test_an_arm_that_comes_later_leaves_the_steps_of_the_others_as_they_are(study):
+    arms = "{base: ['model.ffn.hidden=32'], wide: ['model.ffn.hidden=900']}"
+    held = ["study.baseline=base", "study.match=none", "study.hold=seconds", "trainer.max_steps=12", "study.seeds=[0]"]
+    assert study(*held, arms=arms).status == 0
+    before = summary(study.folder / "runs/wide/seed_0")
+    outcome = study(*held, arms=arms.replace("}", ", wider: ['model.ffn.hidden=1800']}"))
+    assert outcome.status == 0, outcome.err
+    assert "timing the steps of 2 arms" in outcome.out
+    assert summary(study.folder / "runs/wide/seed_0") == before, "its run stands"
+    assert summary(study.folder / "runs/wider/seed_0")["steps"] < before["steps"]
+
+
+@pytest.mark.slow
 def test_learning_rates_are_tuned_on_seeds_of_their_own(study, command):
     outcome = study("study.tune=lr", "study.lr_grid=[1e-5,3e-3]", "study.tuning_seeds=[7]", "study.seeds=[0]")
     assert outcome.status == 0, outcome.err
