@@ -53,6 +53,8 @@ class NoPosition(Position):
 class Learned(Position):
     """A trained vector per position, added to the embedding (Gehring et al. 2017; GPT-2).
 
+    It starts half as large as the tokens' embedding, as in GPT-2's code: as large, it drowns them.
+
     max_positions: how many there are; null: model.context.
     """
 
@@ -67,7 +69,7 @@ class Learned(Position):
                 "raise model.position.max_positions or lower model.context"
             )
         self.table = nn.Embedding(self.limit, dim)
-        self.table.init_scale = 0.5  # GPT-2's code: as large as the tokens' embedding, positions drown the tokens
+        self.table.init_scale = 0.5
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         return x + self.table(positions)
