@@ -64,8 +64,6 @@ def _traces(arm: str, found: dict[str, Any], number: int) -> Iterable[dict[str, 
 
 
 def _sentences(arm: str, found: dict[str, Any]) -> Iterable[str]:
-    if found.get("edge"):
-        yield f"{arm}: the best, {found['chosen']:g}, is at the grid's edge; a better one may lie beyond."
     tried: dict[float, list[bool]] = {}
     for rate, _, value in found["points"]:
         tried.setdefault(rate, []).append(value is None)

@@ -15,8 +15,17 @@ if TYPE_CHECKING:
 ENOUGH = 6  # pairs: of fewer, an exact sign-flip test cannot reach 0.05
 
 
-def notes(study: Study, records: list[Record], arms: "list[ArmRuns]", contests: "list[Contest]") -> Iterator[str]:
+def notes(
+    study: Study,
+    records: list[Record],
+    arms: "list[ArmRuns]",
+    contests: "list[Contest]",
+    tuning: dict[str, Any] | None = None,
+) -> Iterator[str]:
     """What limits the verdicts, a plain sentence each."""
+    for arm, found in tuning["arms"].items() if tuning else ():
+        if found["edge"]:
+            yield f"{arm}: its learning rate, {found['chosen']:g}, is at the grid's edge: a better one may lie beyond."
     for contest in contests:
         if contest.alike:
             yield f"{contest.arm.name} is {study.baseline} under another name (A/A): a difference is noise."

@@ -18,6 +18,7 @@ def provenance(findings: Findings) -> list[tuple[str, str]]:
         "seeds": ", ".join(map(str, findings.seeds)),
         "matched": matched_in_words(findings),
         "held": held_in_words(findings),
+        "learning rates": _learning_rates(findings),
         "corpus": "; ".join(distinct(_corpus(run) for run in runs)),
         "precision": ", ".join(distinct(str(run.summary.get("precision") or "") for run in runs)),
         "git": "; ".join(distinct(_git(run) for run in runs)),
@@ -36,6 +37,13 @@ def _commands(runs: Iterable[Record]) -> str:
     commands = distinct(run.summary.get("command") for run in runs)
     more = f"; and {len(commands) - FEW} more, in the runs' summary.json" if len(commands) > FEW else ""
     return "; ".join(commands[:FEW]) + more
+
+
+def _learning_rates(findings: Findings) -> str:
+    if not (tuning := findings.verdict.get("tuning")):
+        return ""
+    chosen = ", ".join(f"{arm} {found['chosen']:g}" for arm, found in tuning["arms"].items())
+    return f"tuned over {', '.join(f'{rate:g}' for rate in tuning['grid'])}: {chosen}"
 
 
 def _corpus(run: Record) -> str:

@@ -91,7 +91,7 @@ class Contest:
 def judge(study: Study, records: list[Record], tuning: dict[str, Any] | None = None) -> dict[str, Any]:
     """The content of verdict.json: a verdict per arm, and in `notes` all that limits them.
 
-    tuning: what was found of the learning rates; passed on.
+    tuning: what was found of the learning rates, as `ablate.study.tuning.choose` gives it.
 
     Raises:
         AblateError: a metric that no run logged, or a baseline of which no run has come to an end.
@@ -112,7 +112,7 @@ def judge(study: Study, records: list[Record], tuning: dict[str, Any] | None = N
         "match": study.match,
         "match_by": study.match_by,
         "hold": study.hold,
-        "notes": list(notes(study, records, [baseline, *others], contests)),
+        "notes": list(notes(study, records, [baseline, *others], contests, tuning)),
         "arms": {contest.arm.name: _entry(contest) for contest in contests},
         **({} if tuning is None else {"tuning": tuning}),
     }

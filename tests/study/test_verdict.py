@@ -115,7 +115,14 @@ def test_what_is_said_of_the_whole_study():
         "notes": [],
     }
     assert list(found["arms"]) == ["rope"]
-    assert judge(study(), records, {"grid": [1e-3]})["tuning"] == {"grid": [1e-3]}
+
+
+def test_a_learning_rate_at_the_edge_of_the_grid_is_noted():
+    arms = {name: {"points": [], "chosen": lr, "edge": lr == 0.01} for name, lr in (("learned", 0.001), ("rope", 0.01))}
+    tuning = {"grid": [3e-4, 1e-3, 0.01], "arms": arms}
+    found = judge(study(), [*arm("learned", BASELINE), *arm("rope", LOWER)], tuning)
+    assert found["tuning"] == tuning
+    assert found["notes"] == ["rope: its learning rate, 0.01, is at the grid's edge: a better one may lie beyond."]
 
 
 @pytest.mark.parametrize(("hold", "words"), [("flops", "per FLOP"), ("seconds", "per second")])
