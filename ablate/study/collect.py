@@ -33,11 +33,21 @@ def read_any_runs(folder: Path) -> list[Record]:
     if studied:
         if len(studied) < len(runs):
             warn(f"runs={folder}: {len(runs) - len(studied)} runs of no study are left out; name a folder of theirs")
-        return [run for run in studied if run.config["study"].get("stage") != "tuning"] or studied
+        return _of_studies(folder, [run for run in studied if run.config["study"].get("stage") != "tuning"])
     changes = [_changes(run) for run in runs]
     common = set.intersection(*map(set, changes))
     named = [", ".join(change for change in mine if change not in common) or "default" for mine in changes]
     return [replace(run, arm=name) for run, name in zip(runs, named, strict=True)]
+
+
+def _of_studies(folder: Path, runs: list[Record]) -> list[Record]:
+    """The runs; where they are of several studies, an arm's name begins with that of its study."""
+    if not runs:
+        raise AblateError(f"runs={folder}: its runs only chose learning rates; the study's own command goes on with it")
+    names = [run.config["study"].get("name") for run in runs]
+    if len(set(names)) == 1:
+        return runs
+    return [replace(run, arm=f"{name}/{run.arm}") for run, name in zip(runs, names, strict=True)]
 
 
 def study_of(records: list[Record], baseline: str | None, metric: str | None, margin: float | None) -> Study:
@@ -46,7 +56,7 @@ def study_of(records: list[Record], baseline: str | None, metric: str | None, ma
     Raises:
         AblateError: a baseline that is no arm; one arm alone.
     """
-    node = next((r.config["study"] for r in records if r.config.get("study")), {})
+    node = _node(records)
     arms = list(dict.fromkeys(record.arm for record in records))
     if len(arms) < 2:
         raise AblateError(f"runs: all {len(records)} are of one arm, '{arms[0]}': there is nothing to compare")
@@ -62,13 +72,22 @@ def study_of(records: list[Record], baseline: str | None, metric: str | None, ma
         match=node.get("match") or "none",
         match_by=node.get("match_by") or "ffn",
         hold=node.get("hold") or "tokens",
-        claims=_kept_claims(node, arms, chosen),
+        claims=_kept_claims(node, arms, chosen, metric),
     )
 
 
-def _kept_claims(node: dict[str, Any], arms: list[str], baseline: str) -> dict[str, Claim]:
-    """The study's claims, which are about its own baseline."""
-    if node.get("baseline") != baseline:
+def _node(records: list[Record]) -> dict[str, Any]:
+    """The node `study` of the run that was made last; of several studies, how all of them judge."""
+    made = sorted((r for r in records if r.config.get("study")), key=lambda r: (r.path / "config.yaml").stat().st_mtime)
+    nodes = [run.config["study"] for run in made]
+    if len({node.get("name") for node in nodes}) < 2:
+        return nodes[-1] if nodes else {}
+    return {key: nodes[0].get(key) for key in ("metric", "margin") if len({node.get(key) for node in nodes}) == 1}
+
+
+def _kept_claims(node: dict[str, Any], arms: list[str], baseline: str, metric: str | None) -> dict[str, Claim]:
+    """The study's claims, which are about its own baseline and metric."""
+    if node.get("baseline") != baseline or metric not in (None, node.get("metric")):
         return {}
     return read_claims({arm: claim for arm, claim in (node.get("claims") or {}).items() if arm in arms}, arms, baseline)
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ablate.errors import AblateError
+from ablate.errors import AblateError, warn
 from ablate.study.collect import read_any_runs, read_runs, study_of
-from ablate.study.question import Study, read_study
+from ablate.study.question import read_study
 from ablate.study.records import Record
 from ablate.study.report import write_report
 from ablate.study.terminal import show_verdict
@@ -29,16 +29,20 @@ def compare(config: DictConfig) -> None:
     folder = Path(str(config.runs))
     records = read_any_runs(folder)
     study = study_of(records, config.baseline, config.metric, margin)
-    verdict = judge(study, records, _tuned(study, records, folder / "tuning"))
+    verdict = judge(study, records, _tuned(records, folder / "tuning"))
     show_verdict(verdict, write_report(study, records, verdict, Path(config.out or folder / "report")))
 
 
-def _tuned(study: Study, records: list[Record], folder: Path) -> dict[str, Any] | None:
-    """What a study with learning rates of its own has found of them."""
+def _tuned(records: list[Record], folder: Path) -> dict[str, Any] | None:
+    """What a study with learning rates of its own has found of them, by its own metric."""
     node = records[0].config.get("study") or {}
     if node.get("tune") is None or not folder.is_dir():
         return None
-    return choose(study, read_study(node)[1], read_runs(folder))
+    try:
+        return choose(*read_study(node), read_runs(folder))
+    except AblateError as error:
+        warn(f"{folder}: the learning rates are left out: {error}")
+        return None
 
 
 def _text(key: str, value: Any) -> None:

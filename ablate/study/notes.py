@@ -2,10 +2,11 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ablate.study.question import Study
-from ablate.study.records import Record, reading, unequal
+from ablate.study.records import SECONDS, Record, reading, unequal
 from ablate.training.folder import first_difference
 from ablate.training.terminal import short
 
@@ -30,6 +31,9 @@ def notes(
         if contest.alike:
             yield f"{contest.arm.name} is {study.baseline} under another name (A/A): a difference is noise."
     yield from _mixed(study, records, arms)
+    yield from _spent(study, arms)
+    yield from _decided_later(study, records)
+    yield from _at_chance(study, arms)
     yield from _few_pairs(contests)
     yield from _seeds(study, arms)
     yield from _left_out(study, records, arms)
@@ -55,10 +59,45 @@ def _mixed(study: Study, records: list[Record], arms: "list[ArmRuns]") -> Iterat
         if unlike := next((config for config in others if config != first), None):
             key, one, other = first_difference("", first, unlike)
             yield f"{arm.name}: its runs are not all alike: {key.lstrip('.')} is {one} in one and {other} in another."
-    finished = [run for arm in arms for run in arm.finished]
-    if study.hold == "tokens" and unequal(finished):
-        tokens = [run.tokens for run in finished if run.tokens]
-        yield f"The runs were trained on unequal numbers of tokens, {short(min(tokens))} to {short(max(tokens))}."
+
+
+def _spent(study: Study, arms: "list[ArmRuns]") -> Iterator[str]:
+    """What of the study's budget was not equal after all."""
+    if study.hold == SECONDS:
+        means = {arm.name: fmean(s) for arm in arms if (s := [t for run in arm.finished if (t := run.spent(SECONDS))])}
+        if means and max(means.values()) > 1.1 * min(means.values()):
+            took = ", ".join(f"{arm} {seconds:.3g} s" for arm, seconds in means.items())
+            yield f"Steps follow from timings before the study; the runs themselves took unequal seconds: {took} each."
+    elif apart := unequal([run for arm in arms for run in arm.finished], study.hold):
+        what = {"tokens": "trained on unequal numbers of tokens", "flops": "of unequal training FLOPs"}[study.hold]
+        yield f"The runs were {what}, {short(apart[0])} to {short(apart[1])}."
+
+
+def _decided_later(study: Study, records: list[Record]) -> Iterator[str]:
+    """What was asked or claimed after the runs had been made."""
+    nodes = [(run.arm, node) for run in records if isinstance(node := run.config.get("study"), dict)]
+    margins = {node["margin"] for _, node in nodes if node.get("metric") == study.metric and "margin" in node}
+    if margins - {study.margin}:
+        made = _listed(f"{margin:g}" for margin in sorted(margins))
+        yield f"The margin, {study.margin:g}, was chosen after runs had been made, with {made}."
+    if others := sorted({node["metric"] for _, node in nodes if node.get("metric", study.metric) != study.metric}):
+        yield (
+            f"The runs were made to be judged by {_listed(others)}, not by {study.metric}: is the margin, "
+            f"{study.margin:g}, one for it?"
+        )
+    for arm, claim in study.claims.items():
+        before = [(node.get("claims") or {}).get(arm) or {} for name, node in nodes if name == arm]
+        if any(made.get("expect") != claim.expect for made in before):
+            yield f"{arm}: what is claimed of it was changed after runs had been made."
+
+
+def _at_chance(study: Study, arms: "list[ArmRuns]") -> Iterator[str]:
+    """Of tasks whose answers can be guessed."""
+    runs = [run for arm in arms for run in arm.finished]
+    chance = next((c for run in runs if (c := reading(run.summary, "corpus.chance"))), None)
+    reached = [value for run in runs if (value := run.metric("val/accuracy")) is not None]
+    if chance and reached and max(reached) < 2 * chance:
+        yield f"No run is far above chance, an accuracy of {chance:.3g}: none has learnt the task."
 
 
 def _few_pairs(contests: "list[Contest]") -> Iterator[str]:
@@ -94,7 +133,7 @@ def _left_out(study: Study, records: list[Record], arms: "list[ArmRuns]") -> Ite
         for seed, run in arm.runs.items():
             there = [record.status for record in records if (record.arm, record.seed) == (arm.name, seed)]
             if len(there) > 1:
-                used = f"used is the last {run.status}, {'/'.join(run.path.parts[-2:])}"
+                used = f"used is the last {run.status}, {run.path}"
                 yield f"{arm.name}, seed {seed}: {len(there)} runs ({counts(there)}); {used}."
     if strangers := counts(record.arm for record in records if record.arm not in {arm.name for arm in arms}):
         yield f"Runs of no arm of the study, left out: {strangers}."

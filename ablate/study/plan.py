@@ -23,6 +23,7 @@ from ablate.training.folder import first_difference, key_of
 from ablate.training.parts import assemble
 
 Compose = Callable[[list[str]], DictConfig]
+_ELSEWHERE = "move this folder away, or give the study another: run_dir=..."
 TRAINED = ("train/loss", "train/grad_norm", "train/tokens_per_s", "train/mfu")
 
 
@@ -162,16 +163,18 @@ def same_as_baseline(arms: list[Arm]) -> list[str]:
 
 
 def check_folder(job: Job) -> None:
-    """Raises AblateError if the job's folder holds a run with another configuration."""
+    """Raises AblateError if the job's folder holds a run of another arm or configuration."""
     if not (job.path / "summary.json").is_file():
         return
-    wanted, found = settings(job.arm.config), settings(read_config(job.path))
+    config = read_config(job.path)
+    arm = (config.get("study") or {}).get("arm")
+    if arm != job.arm.name:
+        raise AblateError(f"{job.path}: holds a run of the arm '{arm}', not of '{job.arm.name}'; {_ELSEWHERE}")
+    wanted, found = settings(job.arm.config), settings(config)
     key = next((key for key in sorted(wanted.keys() | found.keys()) if wanted.get(key) != found.get(key)), None)
     if key is not None:
         where, then, now = first_difference(key, found.get(key), wanted.get(key))
-        raise AblateError(
-            f"{job.path}: was made with {where}={then}, and the study has {now}; give it another folder: run_dir=..."
-        )
+        raise AblateError(f"{job.path}: was made with {where}={then}, and the study has {now}; {_ELSEWHERE}")
 
 
 def folder_name(arm: str) -> str:

@@ -27,7 +27,7 @@ def status_of(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Progress:
-    """The runs of one stage, and what of them had ended when this command began."""
+    """The runs of a study, and how many of them had ended when those at work now began."""
 
     folder: Path
     paths: list[str]

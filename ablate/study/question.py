@@ -1,5 +1,6 @@
 """What a study asks: the node `study` of an experiment, checked."""
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -144,7 +145,7 @@ def _designed(factors: Any, design: Any) -> tuple[dict[str, list[str]], str]:
     """
     if not isinstance(factors, Mapping) or not all(isinstance(v, list) and len(v) > 1 for v in factors.values()):
         raise AblateError(f"study.factors={factors}: expected key: [values], two or more, such as model/norm: [a, b]")
-    levels = [[f"{key}={value}" for value in values] for key, values in factors.items()]
+    levels = [[f"{key}={_written(value)}" for value in values] for key, values in factors.items()]
     reference = [each[-1 if design == "leave_one_out" else 0] for each in levels]
     if design == "factorial":
         cells = [list(cell) for cell in product(*levels)]
@@ -157,7 +158,12 @@ def _designed(factors: Any, design: Any) -> tuple[dict[str, list[str]], str]:
     return {_name(cell, reference): cell for cell in cells}, "baseline"
 
 
+def _written(value: Any) -> str:
+    """As an override writes it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
 def _name(cell: list[str], reference: list[str]) -> str:
     """What a cell has that the reference has not: `norm=layernorm, position=rope`."""
-    changed = [level.rsplit("/", 1)[-1].removeprefix("model.") for level in cell if level not in reference]
+    changed = [level.removeprefix("model/").removeprefix("model.") for level in cell if level not in reference]
     return ", ".join(changed) or "baseline"

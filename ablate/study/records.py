@@ -94,10 +94,9 @@ class Record:
         rate = reading(self.summary, "speed.train_tokens_per_s")
         return tokens / rate if rate else None
 
-    @property
-    def tokens(self) -> float | None:
-        """What it was trained on, padding included."""
-        steps, cost = self.summary.get("steps"), self.cost_of_step(TOKENS)
+    def spent(self, axis: str) -> float | None:
+        """Tokens, padding included, training FLOPs or seconds of training, of all its steps."""
+        steps, cost = self.summary.get("steps"), self.cost_of_step(axis)
         return steps * cost if isinstance(steps, int) and cost else None
 
 
@@ -108,10 +107,10 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     return kept and {**kept, "callbacks": callbacks}
 
 
-def unequal(runs: Iterable[Record]) -> bool:
-    """Whether they were trained on numbers of tokens that are more than 1% apart."""
-    tokens = [run.tokens for run in runs if run.tokens]
-    return bool(tokens) and max(tokens) > 1.01 * min(tokens)
+def unequal(runs: Iterable[Record], axis: str) -> tuple[float, float] | None:
+    """The least and the most that one of them spent, where these are more than 1% apart."""
+    spent = [cost for run in runs if (cost := run.spent(axis))]
+    return (min(spent), max(spent)) if spent and max(spent) > 1.01 * min(spent) else None
 
 
 def reading(data: Any, keys: str) -> Any:

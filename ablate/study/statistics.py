@@ -52,7 +52,7 @@ class Paired:
     arm: dict[int, float | None]
     baseline: dict[int, float | None]
     margin: float
-    arms: int = 1  # that are compared with the baseline in the study
+    arms: int = 1  # of the study that can be tested against the baseline
 
     @cached_property
     def ended(self) -> list[int]:
@@ -85,7 +85,7 @@ class Paired:
 
 
 def compare(differences: Sequence[float], margin: float, arms: int = 1) -> Comparison:
-    """All that is known of differences, which are finite; margin: of equivalence, in their unit. arms: of the study."""
+    """All that is known of differences, which are finite; margin: of equivalence, in their unit. arms: those tested."""
     values = np.asarray(differences, dtype=float)
     pairs = len(values)
     if pairs < 2:

@@ -81,11 +81,13 @@ def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: La
         warn(f"the arm '{name}' is configured as the baseline: what differs between them is chance (an A/A study)")
     make_folder(folder, "run_dir")
     with _alone(folder), sigterm_exits():
-        run = _Runner(folder, shared, launch, config.hydra)
+        tries = [] if tuning is None else tuning_jobs(study, tuning, arms, folder, compose, shared)
+        jobs = _jobs(folder, arms, seeds)
+        run = _Runner(folder, [job.path for job in (*tries, *jobs)], shared, launch, config.hydra)
         tuned = None
         if tuning is not None:
-            arms, tuned = _tune(study, tuning, arms, compose, run)
-        jobs = [Job(arm, seed, _place(folder, arm, seed)) for seed in seeds for arm in arms]
+            arms, tuned = _tune(study, tuning, arms, tries, compose, run)
+            jobs = _jobs(folder, arms, seeds)
         failures = run(jobs)
         records = [r for r in read_runs(folder / "runs") if r.arm in study.arms and r.seed in seeds]
         if failures and not any(r.arm == study.baseline and r.status in ENDED for r in records):
@@ -114,13 +116,19 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _place(folder: Path, arm: Arm, seed: int) -> Path:
-    return folder / "runs" / folder_name(arm.name) / f"seed_{seed}"
+def _jobs(folder: Path, arms: list[Arm], seeds: list[int]) -> list[Job]:
+    return [Job(arm, seed, folder / "runs" / folder_name(arm.name) / f"seed_{seed}") for seed in seeds for arm in arms]
 
 
-def _tune(study: Study, tuning: Tuning, arms: list[Arm], compose: Compose, run: "_Runner") -> tuple[list[Arm], dict]:
+def _tune(
+    study: Study, tuning: Tuning, arms: list[Arm], tries: list[Job], compose: Compose, run: "_Runner"
+) -> tuple[list[Arm], dict]:
     """The arms, each at the learning rate that was its best, and what was tried."""
-    run(tuning_jobs(study, tuning, arms, run.folder, compose, run.shared))
+    if failures := run(tries):
+        raise AblateError(
+            f"{failures} of {len(tries)} runs that choose the learning rates failed, so none is chosen; the same "
+            "command takes them up again"
+        )
     tuned = choose(study, tuning, read_runs(run.folder / "tuning"))
     for name, found in tuned["arms"].items():
         print(f"{name}: optimizer.lr={found['chosen']:g}", flush=True)
@@ -133,8 +141,8 @@ def _tune(study: Study, tuning: Tuning, arms: list[Arm], compose: Compose, run: 
 class _Runner:
     """Hands jobs to the launcher, and keeps going whatever becomes of one."""
 
-    def __init__(self, folder: Path, shared: list[str], launch: Launch, hydra: DictConfig):
-        self.folder, self.shared, self._launch = folder, shared, launch
+    def __init__(self, folder: Path, every: list[Path], shared: list[str], launch: Launch, hydra: DictConfig):
+        self.folder, self.shared, self._every, self._launch = folder, shared, every, launch
         self._launcher, self._elsewhere = launcher_of(hydra), is_elsewhere(hydra)
         self._launched = 0
 
@@ -142,7 +150,7 @@ class _Runner:
         """Runs those that have not ended yet; returns how many failed."""
         for job in jobs:
             check_folder(job)
-        progress = Progress.begin(self.folder, [job.path for job in jobs])
+        progress = Progress.begin(self.folder, self._every)
         print(progress.line(), flush=True)
         left = [job for job in jobs if status_of(job.path) not in ENDED]
         if not left:

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from statistics import fmean
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from ablate.errors import AblateError, did_you_mean
 from ablate.study.notes import counts, notes
 from ablate.study.question import Study
-from ablate.study.records import Record, unequal
+from ablate.study.records import SECONDS, Record, unequal
 from ablate.study.statistics import Paired, Verdict, holm, in_words, one_sided, significant
 
 UNITS = {"train/loss": "nats", "val/loss": "nats", "val/bpb": "bits per byte", "train/tokens_per_s": "tokens/s"}
@@ -52,9 +52,10 @@ class Contest:
     @cached_property
     def held(self) -> str:
         """What a difference is per: what all runs had as much of."""
-        if self.study.hold == "tokens" and unequal([*self.arm.finished, *self.baseline.finished]):
-            return "at unequal numbers of tokens"
-        return HELD[self.study.hold]
+        hold = self.study.hold
+        if hold != SECONDS and unequal([*self.arm.finished, *self.baseline.finished], hold):
+            return f"at unequal numbers of {'tokens' if hold == 'tokens' else 'training FLOPs'}"
+        return HELD[hold]
 
     @cached_property
     def alike(self) -> bool:
@@ -98,7 +99,9 @@ def judge(study: Study, records: list[Record], tuning: dict[str, Any] | None = N
     """
     baseline, *others = [_arm(name, records, study.metric) for name in dict.fromkeys((study.baseline, *study.arms))]
     _require(study, baseline, others)
-    paired = [Paired(arm.ends, baseline.ends, study.margin, len(others)) for arm in others]
+    paired = [Paired(arm.ends, baseline.ends, study.margin) for arm in others]
+    tested = sum(len(pairs.values) > 1 for pairs in paired)
+    paired = [replace(pairs, arms=max(tested, 1)) for pairs in paired]
     p_holm = holm([pairs.found.p for pairs in paired])
     contests = [Contest(study, arm, baseline, *of_arm) for arm, *of_arm in zip(others, paired, p_holm, strict=True)]
     return {

@@ -5,7 +5,7 @@ from typing import Any
 
 from ablate.page.words import number
 from ablate.study.findings import Findings, distinct, figure
-from ablate.study.records import TOKENS, unequal
+from ablate.study.records import SECONDS, TOKENS, unequal
 from ablate.training.terminal import UNITS, short
 
 MATCHED = {"params": "parameters", "flops": "forward FLOPs a token"}
@@ -111,10 +111,11 @@ def held_in_words(findings: Findings) -> str:
 
 
 def _unequal(findings: Findings) -> bool:
-    """Whether finished runs saw unequal numbers of tokens where these should be held: as in a sweep of one's own."""
-    return findings.study.hold == TOKENS and unequal(run for run in findings.records if run.finished)
+    """Whether finished runs spent unequally of what should be held; seconds are held by what a step took when timed."""
+    hold = findings.study.hold
+    return hold != SECONDS and unequal((run for run in findings.records if run.finished), hold) is not None
 
 
 def _spent(findings: Findings) -> list[float]:
     """The tokens of each finished run."""
-    return [tokens for run in findings.records if run.finished and (tokens := run.tokens)]
+    return [tokens for run in findings.records if run.finished and (tokens := run.spent(TOKENS))]

@@ -189,6 +189,36 @@ def test_learning_rates_are_tuned_on_seeds_of_their_own(study, command):
     assert verdict(study.folder) == before
 
 
+@pytest.mark.slow
+def test_no_learning_rate_is_chosen_while_one_has_failed(study, monkeypatch):
+    tuned = ["study.tune=lr", "study.lr_grid=[1e-5,3e-3]", "study.tuning_seeds=[7]", "study.seeds=[0]"]
+
+    def crash(module, batch):
+        if "tuning/layer/lr_0.003" in module.trainer.default_root_dir:
+            raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        before_step(patch, crash)
+        outcome = study(*tuned)
+    assert outcome.status == 1 and "1 of 4 runs that choose the learning rates failed" in outcome.err
+    assert not (study.folder / "runs").exists()
+    outcome = study(*tuned)
+    assert outcome.status == 0, outcome.err
+    assert "study norms: 3 of 6 runs" in outcome.out, "the study's own runs count from the beginning"
+    assert verdict(study.folder)["tuning"]["arms"]["layer"]["chosen"] == 3e-3
+
+
+@pytest.mark.slow
+def test_studies_are_compared_by_their_names(study, command, place):
+    for name in ("one", "two"):
+        outcome = study(f"study.name={name}", "study.seeds=[0]", "trainer.max_steps=2", folder=place.runs / name)
+        assert outcome.status == 0, outcome.err
+    assert command("compare.py", f"runs={place.runs}").status == 0
+    found = verdict(place.runs)
+    assert (found["baseline"], list(found["arms"])) == ("one/layer", ["one/rms", "two/layer", "two/rms"])
+    assert "The runs are of different studies: 2 one, 2 two." in found["notes"]
+
+
 @pytest.mark.parametrize(
     "overrides, said",
     [
@@ -259,6 +289,8 @@ def test_a_study_wants_m(command):
 def test_a_folder_of_other_settings_is_refused(study):
     assert study("study.seeds=[0]").status == 0
     assert_refused(study("study.seeds=[0]", "model.depth=3"), "model.depth=2", "run_dir=")
+    renamed = ARMS.replace("layer:", "layer-:")
+    assert_refused(study("study.seeds=[0]", arms=renamed), "holds a run of the arm 'layer', not of 'layer-'")
 
 
 def test_a_sweep_of_the_basic_sweeper_is_compared(command, place):

@@ -375,8 +375,64 @@ def test_a_difference_is_per_token_only_where_tokens_are_equal():
     found = judge(study(), [*sized[0], *sized[1]])
     assert found["arms"]["rope"]["sentence"].endswith("at unequal numbers of tokens")
     assert found["notes"] == ["The runs were trained on unequal numbers of tokens, 512k to 1.02M."]
-    by_flops = judge(study(hold="flops"), [*sized[0], *sized[1]])
+    records = [*sized[0], *sized[1]]
+    for record in records:
+        record.summary["training_flops_per_token"] = 1e6 if record.arm == "learned" else 2e6
+    by_flops = judge(study(hold="flops"), records)
     assert by_flops["arms"]["rope"]["sentence"].endswith("per FLOP") and not by_flops["notes"]
+    records[0].summary["steps"] = 200
+    by_flops = judge(study(hold="flops"), records)
+    assert by_flops["arms"]["rope"]["sentence"].endswith("at unequal numbers of training FLOPs")
+    assert by_flops["notes"] == ["The runs were of unequal training FLOPs, 819G to 1.02T."]
+
+
+def test_runs_that_took_unequal_seconds_are_named():
+    trainer = {"accumulate_grad_batches": 1, "devices": 1, "num_nodes": 1}
+    records = [
+        record
+        for name, values, rate in (("learned", BASELINE, 1024), ("rope", LOWER, 512))
+        for record in with_config(
+            arm(name, values, steps=10, speed={"train_tokens_per_s": rate}),
+            data={"batch_size": 4, "context": 256},
+            trainer=trainer,
+        )
+    ]
+    found = judge(study(hold="seconds"), records)
+    assert found["arms"]["rope"]["sentence"].endswith("per second")
+    (note,) = found["notes"]
+    assert note.endswith("the runs themselves took unequal seconds: learned 10 s, rope 20 s each.")
+
+
+def test_what_was_decided_after_the_runs_is_named():
+    def made(name: str, values: list[float], **node: Any) -> list[Record]:
+        given = {"name": "position", "arm": name, "metric": "val/loss", "margin": 0.01} | node
+        return with_config(arm(name, values), study=given)
+
+    claims = {"rope": {"expect": "equivalent", "source": None}}
+    learned, rope = made("learned", BASELINE), made("rope", CLOSE, claims=claims)
+    assert notes(learned, rope, claims={"rope": Claim(expect="equivalent")}) == []
+    assert notes(learned, rope, margin=5.0) == ["The margin, 5, was chosen after runs had been made, with 0.01."]
+    assert notes(learned, rope, claims={"rope": Claim(expect="better")}) == [
+        "rope: what is claimed of it was changed after runs had been made."
+    ]
+    (note,) = notes(made("learned", BASELINE, metric="val/bpb"), made("rope", CLOSE, metric="val/bpb"))
+    assert note.startswith("The runs were made to be judged by val/bpb, not by val/loss")
+
+
+def test_a_task_that_no_run_has_learnt_is_named():
+    def guessed(name: str, accuracy: float) -> list[Record]:
+        corpus = {"fingerprint": "c0ffee", "chance": 1 / 32}
+        return arm(name, BASELINE, corpus=corpus, metrics={"val/loss": 3.4, "val/accuracy": accuracy})
+
+    (note,) = notes(guessed("learned", 0.033), guessed("rope", 0.03))
+    assert note == "No run is far above chance, an accuracy of 0.0312: none has learnt the task."
+    assert notes(guessed("learned", 0.033), guessed("rope", 0.9)) == []
+
+
+def test_arms_that_cannot_be_tested_make_no_effect_harder_to_see():
+    alone = judge(study(), arm("learned", BASELINE) + arm("rope", NOISY))["arms"]["rope"]
+    beside = judge(study("rope", "none"), arm("learned", BASELINE) + arm("rope", NOISY) + arm("none", LOWER[:1]))
+    assert (beside["arms"]["rope"]["mde"], beside["arms"]["rope"]["p_holm"]) == (alone["mde"], alone["p_holm"])
 
 
 def test_that_holm_takes_a_verdict_away_is_said():
