@@ -39,6 +39,13 @@ def test_leave_one_out_starts_from_the_last_values():
     assert list(study.arms) == ["baseline", "norm=layernorm", "position=learned", "position=rope"]
 
 
+def test_a_factor_may_be_null_or_a_path():
+    factors = {"model.attention.softcap": [None, 30], "model.bias": [True, False], "data.tokenizer": ["a/x", "b/x"]}
+    study, _ = read_study({"name": "x", "question": "?", "seeds": [0], "factors": factors})
+    assert study.arms["baseline"] == ["model.attention.softcap=null", "model.bias=true", "data.tokenizer=a/x"]
+    assert list(study.arms) == ["baseline", "attention.softcap=30", "bias=false", "data.tokenizer=b/x"]
+
+
 def test_more_is_better_of_accuracy_alone():
     assert not read_study(NODE)[0].rising
     assert read_study({**NODE, "metric": "val/accuracy"})[0].rising
