@@ -42,8 +42,8 @@ def _commands(runs: Iterable[Record]) -> str:
 def _learning_rates(findings: Findings) -> str:
     if not (tuning := findings.verdict.get("tuning")):
         return ""
-    chosen = ", ".join(f"{arm} {found['chosen']:g}" for arm, found in tuning["arms"].items())
-    return f"tuned over {', '.join(f'{rate:g}' for rate in tuning['grid'])}: {chosen}"
+    chosen = "; ".join(f"{arm}: {found['chosen']:g}" for arm, found in tuning["arms"].items())
+    return f"tuned over {', '.join(f'{rate:g}' for rate in tuning['grid'])}; {chosen}"
 
 
 def _corpus(run: Record) -> str:

@@ -300,7 +300,7 @@ def test_provenance(whole):
     assert facts["seeds"] == "0, 1, 2, 3, 4, 5"
     assert facts["matched"].endswith("within 1%, by the FFN's width; furthest from the baseline: learned, +0.20%")
     assert facts["held"] == "tokens, as many as the baseline; 1.64M tokens a run"
-    assert facts["learning rates"] == "tuned over 0.0003, 0.001, 0.003, 0.01: rope 0.003, learned 0.01, none 0.003"
+    assert facts["learning rates"] == "tuned over 0.0003, 0.001, 0.003, 0.01; rope: 0.003; learned: 0.01; none: 0.003"
     assert facts["corpus"] == "stdlib c06177d9e15f8f05"
     assert facts["versions"] == "python 3.12.4, torch 2.13.0+cpu"
     assert "../runs/none-5" in page.source and "../runs/none-5" in markdown
