@@ -21,7 +21,7 @@ def notes(
     records: list[Record],
     arms: "list[ArmRuns]",
     contests: "list[Contest]",
-    tuning: dict[str, Any] | None = None,
+    tuning: dict[str, Any] | None,
 ) -> Iterator[str]:
     """What limits the verdicts, a plain sentence each."""
     for arm, found in tuning["arms"].items() if tuning else ():
