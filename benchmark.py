@@ -11,7 +11,7 @@ from ablate.cli import entry_point
 
 @entry_point("benchmark")
 def main(config: DictConfig) -> None:
-    from ablate.benchmark.report import run_generation, run_training
+    from ablate.benchmark.command import run_generation, run_training
 
     if config.task == "training":
         run_training(config, Path(str(config.out)))

@@ -12,8 +12,8 @@ def main(config: DictConfig) -> None:
     import ablate
     from ablate.generation import Sampling, stream
     from ablate.generation.terminal import at_terminal, converse, piped, read_prompts, texts, write
+    from ablate.hardware import resolve_accelerator
     from ablate.model.config import load_plugins
-    from ablate.training.hardware import resolve_accelerator
 
     if config.prompt is not None and config.prompts is not None:
         raise ablate.AblateError("prompts: prompt is set too; give one of them")

@@ -18,7 +18,7 @@ def main(config: DictConfig) -> float:
         return train(config, overrides)
     if config.study is None or config.study.arm is None:
         return train(config, overrides, job=hydra.job.num, sweep_dir=hydra.sweep.dir)
-    from ablate.study.one_run import run
+    from ablate.study.launch.job import run
 
     return run(config, overrides)
 

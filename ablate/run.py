@@ -27,7 +27,7 @@ from ablate.data.tokenizer import Tokenizer
 from ablate.errors import AblateError
 from ablate.model.config import DecoderConfig
 from ablate.model.decoder import Decoder
-from ablate.model.kernel import Place
+from ablate.model.kernels.kernel import Place
 
 
 @dataclass(frozen=True)

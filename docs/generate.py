@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 from ablate.data import CORPORA
-from ablate.data.drawn import Task
+from ablate.data.task import Task
 from ablate.errors import AblateError
 from ablate.model import picture
 from ablate.model.config import AXES
-from ablate.model.kernel import KERNELS, Kernel, Place, Scores
-from ablate.model.registry import keyword_only, type_name
+from ablate.model.kernels.kernel import KERNELS, Kernel, Place, Scores
+from ablate.registry import keyword_only, type_name
 
 FOLDER = Path(__file__).parent
 CALIBRATION = FOLDER.parent / "experiments/diagnostics/results.json"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ablate.benchmark.generation import Way
-from ablate.benchmark.training import Contestant, Setting
+from ablate.benchmark.generation.measure import Way
+from ablate.benchmark.training.measure import Contestant, Setting
 from ablate.errors import AblateError
 from ablate.generation.speed import wait
 from ablate.model.config import DecoderConfig

@@ -1,13 +1,13 @@
 """Documents -> tokens -> packed rows. A corpus is built with `CORPORA.build({"name": ...})`."""
 
+from ablate.data.contract import Opened, RowSource, Settings
 from ablate.data.corpus import CORPORA, Corpus
-from ablate.data.drawn import Task
 from ablate.data.hub import Hub
 from ablate.data.order import StepOrder
 from ablate.data.packing import PACKERS, Rows
 from ablate.data.prepare import Prepared, prepare
 from ablate.data.rows import PackedRows
-from ablate.data.settings import Opened, RowSource, Settings
+from ablate.data.task import Task
 from ablate.data.tasks import Copy, Induction, Leak, Recall
 from ablate.data.text import Text
 from ablate.data.tokenizer import Tokenizer

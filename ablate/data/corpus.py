@@ -11,7 +11,7 @@ from typing import Literal
 
 from ablate.data.prepare import Prepared, TextSettings, prepare
 from ablate.errors import AblateError
-from ablate.model.registry import Axis
+from ablate.registry import Axis
 
 CORPORA = Axis("data")
 NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ablate.model.registry import Axis
+from ablate.registry import Axis
 
 PACKERS = Axis("data.packing")
 

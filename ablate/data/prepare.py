@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ablate.data.contract import Settings
 from ablate.data.packing import PACKERS, Rows
 from ablate.data.rows import PackedRows
-from ablate.data.settings import Settings
 from ablate.data.tokenise import FORMAT, write
 from ablate.data.tokenizer import SMALLEST, Tokenizer
 from ablate.data.workspace import sync, workspace

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ablate.data.corpus import CORPORA
-from ablate.data.drawn import Task, TaskSettings
 from ablate.data.rows import IGNORE
+from ablate.data.task import Task, TaskSettings
 from ablate.errors import AblateError
 
 POWER = 0.01  # of the gaps before the queries of `recall`, as in Zoology's experiments

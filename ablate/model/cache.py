@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ablate.errors import AblateError
-from ablate.model.pattern import Layout
+from ablate.model.axes.pattern import Layout
 from ablate.model.slots import Slots
 
 BEYOND = 2**40  # the index of a key that no query may see

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ablate.errors import AblateError, did_you_mean
-from ablate.model import flex, varlen  # noqa: F401  (their kernels register themselves)
-from ablate.model.attention import ATTENTIONS
-from ablate.model.block import PLACEMENTS
-from ablate.model.kernel import check_kernel
-from ablate.model.moe import FFNS  # the dense ones, and the mixture
-from ablate.model.norm import NORMS
-from ablate.model.pattern import PATTERNS
-from ablate.model.position import POSITIONS
-from ablate.model.registry import Axis, check_options, check_positive_or_null
+from ablate.model.axes.attention import ATTENTIONS
+from ablate.model.axes.moe import FFNS  # the dense ones, and the mixture
+from ablate.model.axes.norm import NORMS
+from ablate.model.axes.pattern import PATTERNS
+from ablate.model.axes.placement import PLACEMENTS
+from ablate.model.axes.position import POSITIONS
+from ablate.model.kernels import flex, varlen  # noqa: F401  (their kernels register themselves)
+from ablate.model.kernels.kernel import check_kernel
+from ablate.registry import Axis, check_options, check_positive_or_null
 
 AXES: dict[str, Axis] = {
     "norm": NORMS,

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from ablate.errors import AblateError
+from ablate.model.axes.pattern import Layout, Pattern, document_runs
+from ablate.model.axes.position import Position
 from ablate.model.cache import Cache, LayerShape, Pass
 from ablate.model.config import AXES, DecoderConfig
 from ablate.model.init import initialise
-from ablate.model.kernel import KERNELS, Kernel, Place, Scores, choose_kernel
+from ablate.model.kernels.kernel import KERNELS, Kernel, Place, Scores, choose_kernel
 from ablate.model.linear import JointInputs, Linear, compute_dtype
 from ablate.model.memory import check_memory
-from ablate.model.pattern import Layout, Pattern, document_runs
-from ablate.model.position import Position
 
 
 @dataclass(frozen=True)

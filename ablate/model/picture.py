@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ablate.model.attention import Attention
-from ablate.model.pattern import Layout, Pattern, dense_mask, document_runs
-from ablate.model.position import Position
+from ablate.model.axes.attention import Attention
+from ablate.model.axes.pattern import Layout, Pattern, dense_mask, document_runs
+from ablate.model.axes.position import Position
 
 SEEN, UNSEEN = "█", "·"
 SHADES = " ░▒▓█"

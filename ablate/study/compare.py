@@ -7,12 +7,12 @@ from omegaconf import DictConfig
 
 from ablate.errors import AblateError, warn
 from ablate.study.collect import read_any_runs, read_runs, study_of
+from ablate.study.judge.verdict import judge
+from ablate.study.plan.rates import choose
 from ablate.study.question import read_study
 from ablate.study.records import Record
-from ablate.study.report import write_report
+from ablate.study.report.write import write_report
 from ablate.study.terminal import show_verdict
-from ablate.study.tuning import choose
-from ablate.study.verdict import judge
 
 
 def compare(config: DictConfig) -> None:

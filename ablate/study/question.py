@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any, Literal
 
 from ablate.errors import AblateError, did_you_mean
-from ablate.model.registry import check_options
+from ablate.registry import check_options
 
 # Metrics of which more is better; of all others, less.
 RISING = ("val/accuracy", "train/tokens_per_s", "train/mfu")

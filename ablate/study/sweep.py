@@ -17,8 +17,8 @@ from ablate.compose import plain
 from ablate.errors import AblateError, warn
 from ablate.run import make_folder
 from ablate.study.collect import read_runs
-from ablate.study.hold import hold
-from ablate.study.launchers import (
+from ablate.study.judge.verdict import judge
+from ablate.study.launch.launchers import (
     HERE,
     Launch,
     check_devices,
@@ -28,7 +28,8 @@ from ablate.study.launchers import (
     reason,
     sigterm_exits,
 )
-from ablate.study.plan import (
+from ablate.study.launch.progress import ENDED, Progress, status_of, watched
+from ablate.study.plan.arms import (
     Arm,
     Compose,
     Job,
@@ -41,12 +42,11 @@ from ablate.study.plan import (
     same_as_baseline,
     shared_overrides,
 )
-from ablate.study.progress import ENDED, Progress, status_of, watched
+from ablate.study.plan.hold import hold
+from ablate.study.plan.rates import choose, tuning_jobs
 from ablate.study.question import Study, Tuning, read_study
-from ablate.study.report import write_report
+from ablate.study.report.write import write_report
 from ablate.study.terminal import show_plan, show_verdict
-from ablate.study.tuning import choose, tuning_jobs
-from ablate.study.verdict import judge
 from ablate.training.folder import Claimed, claimed
 
 
@@ -98,7 +98,7 @@ def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: La
         page = write_report(study, records, verdict, folder / "report")
     show_verdict(verdict, page)
     if "wandb" in config.logger:
-        from ablate.study.wandb import log_verdict
+        from ablate.study.on_wandb import log_verdict
 
         log_verdict(verdict, page.parent, config.logger.wandb, folder)
     if failures:

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ablate.study.plan import Arm
+from ablate.study.plan.arms import Arm
 from ablate.study.question import Study
 from ablate.training.terminal import console, short
 

@@ -12,13 +12,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig
 
+from ablate import hardware
 from ablate.accounting import budget
 from ablate.compose import plain
 from ablate.data import Opened
 from ablate.errors import AblateError
 from ablate.generation import generate, measure_generation
 from ablate.run import read_summary, save_model, write_json
-from ablate.training import folder, hardware, ranks, terminal
+from ablate.training import folder, ranks, terminal
 from ablate.training.by_position import loss_by_position
 from ablate.training.callbacks import (
     Diverged,
@@ -33,9 +34,9 @@ from ablate.training.callbacks import (
 from ablate.training.checkpoint import AtomicCheckpointIO, last_good_checkpoint
 from ablate.training.curves import Curves
 from ablate.training.datamodule import RowData
-from ablate.training.lightning import quiet
 from ablate.training.module import LanguageModel
 from ablate.training.parts import Parts, assemble
+from ablate.training.quiet import quiet
 from ablate.training.sharding import ShardedStrategy
 
 
@@ -257,6 +258,6 @@ class _Job:
         self.summary |= {"status": status, "steps": self.trainer.global_step, "wall_s": wall_s}
         write_json(self.path / "summary.json", self.summary)
         if "wandb" in self.config.logger:
-            from ablate.training.wandb import finish
+            from ablate.training.wandb_logger import finish
 
             finish(self.summary, 0 if status == "finished" else 1)

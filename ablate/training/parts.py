@@ -6,6 +6,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
+from ablate import hardware
 from ablate.accounting import Budget, budget
 from ablate.compose import plain
 from ablate.data import CORPORA, Settings
@@ -14,8 +15,7 @@ from ablate.generation import Sampling
 from ablate.model.config import DecoderConfig, load_plugins
 from ablate.model.decoder import Decoder
 from ablate.model.memory import check_memory
-from ablate.model.registry import check_options
-from ablate.training import hardware
+from ablate.registry import check_options
 from ablate.training.ranks import STRATEGIES
 
 

@@ -29,7 +29,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ablate.errors import LED_BY, AblateError
-from ablate.training.lightning import quiet
+from ablate.training.quiet import quiet
 from ablate.training.sharding import ShardedStrategy
 
 STRATEGIES = ("auto", "ddp", "fsdp")

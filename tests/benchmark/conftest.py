@@ -1,7 +1,7 @@
 import pytest
 from training.harness import Commands
 
-from ablate.benchmark import limits
+from ablate.benchmark.generation import limits
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,8 @@
 import pytest
 from generation.models import tiny
 
-from ablate.benchmark.cache_memory import cache_memory
-from ablate.model.attention import MultiHead
+from ablate.benchmark.generation.cache_memory import cache_memory
+from ablate.model.axes.attention import MultiHead
 from ablate.model.config import AXES
 
 CONTEXTS = [128, 256, 512, 1024, 2048, 4096]

@@ -9,8 +9,8 @@ import pytest
 from training.harness import assert_refused, strict_json
 
 from ablate import budget, build
-from ablate.benchmark.arm import names_model
-from ablate.benchmark.limits import weight_bytes
+from ablate.benchmark.generation.arm import names_model
+from ablate.benchmark.generation.limits import weight_bytes
 from ablate.data.tokenizer import Tokenizer
 from ablate.run import save_model
 
@@ -28,7 +28,7 @@ def pages(monkeypatch) -> list:
         written.append((folder, sorted(path.parent.name for path in folder.glob("*/generation.json"))))
         return folder / "index.html"
 
-    monkeypatch.setitem(sys.modules, "ablate.benchmark.page", SimpleNamespace(write_page=write_page))
+    monkeypatch.setitem(sys.modules, "ablate.benchmark.generation.page", SimpleNamespace(write_page=write_page))
     return written
 
 
@@ -131,7 +131,7 @@ def test_only_the_steps_with_the_cache_are_compiled(command, tmp_path, monkeypat
         asked.append((use_cache, compile))
         return 1.0, 2.0
 
-    monkeypatch.setattr("ablate.benchmark.generation.time_greedy", seconds)
+    monkeypatch.setattr("ablate.benchmark.generation.measure.time_greedy", seconds)
     found, _ = measured(command, tmp_path, *SIZE, "compile=true")
     assert found["compile"] is True
     assert set(asked) == {(True, True), (False, False)}
@@ -210,8 +210,8 @@ def refuses(command, tmp_path, monkeypatch):
     def measure(*args):
         raise RuntimeError("measured")
 
-    monkeypatch.setattr("ablate.benchmark.report.measure_limits", measure)
-    monkeypatch.setattr("ablate.benchmark.report.measure", measure)
+    monkeypatch.setattr("ablate.benchmark.command.measure_limits", measure)
+    monkeypatch.setattr("ablate.benchmark.command.measure", measure)
 
     def check(words, *said):
         assert_refused(command("benchmark.py", *QUICK, *words), *said)

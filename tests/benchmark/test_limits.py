@@ -11,11 +11,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ablate import budget
-from ablate.benchmark import limits
-from ablate.benchmark.limits import Limits, Work, measure_limits, read_bandwidth, weight_bytes
+from ablate.benchmark.generation import limits
+from ablate.benchmark.generation.limits import Limits, Work, measure_limits, read_bandwidth, weight_bytes
 from ablate.generation.decode import _Cached, _Uncached
 from ablate.generation.step import Step
-from ablate.model import moe
+from ablate.model.axes import moe
 from ablate.model.cache import LayerShape
 from ablate.model.decoder import Decoder
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ablate import AblateError
-from ablate.benchmark.generation import Place
-from ablate.benchmark.options import Options
+from ablate.benchmark.generation.measure import Place
+from ablate.benchmark.generation.options import Options
 from ablate.compose import compose_config
 
 

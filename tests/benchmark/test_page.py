@@ -9,8 +9,8 @@ import pages
 import pytest
 from samples import CONTEXTS, PEERS, sample, write
 
-from ablate.benchmark.page import write_page
-from ablate.benchmark.results import read_results
+from ablate.benchmark.generation.page import write_page
+from ablate.benchmark.generation.results import read_results
 from ablate.errors import AblateError, AblateWarning
 from ablate.page.words import number, size
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from ablate.benchmark.generation import Place, Way, add_ratios, measure, random_prompts
+from ablate.benchmark.generation.measure import Place, Way, add_ratios, measure, random_prompts
 from ablate.benchmark.rounds import progress, spread, take_turns
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import torch
 from ablate.errors import AblateError, AblateWarning
 from ablate.generation import Sampling, decode, generate_tokens, prompts, stream_tokens
 from ablate.generation.step import Step
-from ablate.model.position import POSITIONS
+from ablate.model.axes.position import POSITIONS
 
 from .models import CONTEXT, PAIRS, VOCAB, tiny
 

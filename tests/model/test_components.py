@@ -25,13 +25,13 @@ from zoo import (
 )
 
 from ablate.errors import AblateError
+from ablate.model.axes.ffn import FeedForward
+from ablate.model.axes.norm import NORMS
+from ablate.model.axes.pattern import Pattern
+from ablate.model.axes.position import POSITIONS
 from ablate.model.config import AXES, DecoderConfig
 from ablate.model.decoder import Decoder, Record
-from ablate.model.feedforward import FeedForward
-from ablate.model.kernel import KERNELS, Place
-from ablate.model.norm import NORMS
-from ablate.model.pattern import Pattern
-from ablate.model.position import POSITIONS
+from ablate.model.kernels.kernel import KERNELS, Place
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 HERE = Place("cpu", torch.float32, gradient=True)

@@ -8,10 +8,10 @@ import torch
 from zoo import build, documents_of, kernels_here, label, labels, models, nodes, random_tokens, singles, small, twin
 
 from ablate.generation import generate_tokens
-from ablate.model.kernel import KERNELS, Place, Scores, choose_kernel, objection
+from ablate.model.axes.pattern import PATTERNS, Layout, document_runs
+from ablate.model.axes.position import POSITIONS
+from ablate.model.kernels.kernel import KERNELS, Place, Scores, choose_kernel, objection
 from ablate.model.loss import next_token_loss
-from ablate.model.pattern import PATTERNS, Layout, document_runs
-from ablate.model.position import POSITIONS
 
 LENGTH, WIDTH = 300, 64  # no multiple of a block; heads as every kernel takes them
 OTHERS = [name for name in KERNELS if name != "reference"]
@@ -197,7 +197,7 @@ def test_the_same_step_twice(kernel, record_property):
 def test_more_documents_than_promised_stop_the_run():
     """In a process of its own: a GPU is of no use to one after an assertion."""
     code = (
-        "import torch; from ablate.model.varlen import sequence_bounds as bounds;"
+        "import torch; from ablate.model.kernels.varlen import sequence_bounds as bounds;"
         "bounds(torch.arange(8, device='cuda').view(1, 8), 4); torch.cuda.synchronize()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)

@@ -7,8 +7,8 @@ import torch
 from zoo import build, random_tokens, small, twin
 
 from ablate.errors import AblateError
-from ablate.model.kernel import Place, Scores, choose_kernel
-from ablate.model.pattern import PATTERNS
+from ablate.model.axes.pattern import PATTERNS
+from ablate.model.kernels.kernel import Place, Scores, choose_kernel
 
 REFUSED_AT_BUILD = {
     "sdpa has no soft-cap": ("sdpa", {"attention": small("attention", "gqa", softcap=5.0)}, "has no soft-cap"),
@@ -69,7 +69,7 @@ def gpu(monkeypatch):
 
     def pretend(major: int = 9, flash: bool = False) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(major=major))
-        monkeypatch.setattr("ablate.model.varlen.FLASH_ATTN", flash)
+        monkeypatch.setattr("ablate.model.kernels.varlen.FLASH_ATTN", flash)
 
     return pretend
 

@@ -21,11 +21,11 @@ from zoo import (
 )
 
 from ablate.errors import AblateError
-from ablate.model.attention import ATTENTIONS
+from ablate.model.axes.attention import ATTENTIONS
+from ablate.model.axes.pattern import PATTERNS, Layout, dense_mask
+from ablate.model.axes.position import Position
 from ablate.model.decoder import ForwardContext
-from ablate.model.kernel import KERNELS, Place, Reference, Scores, objection
-from ablate.model.pattern import PATTERNS, Layout, dense_mask
-from ablate.model.position import Position
+from ablate.model.kernels.kernel import KERNELS, Place, Reference, Scores, objection
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 TRAINING = [name for name in kernels_here(gradient=True) if name != "reference"]

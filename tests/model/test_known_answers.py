@@ -5,7 +5,7 @@ import torch
 from zoo import build, random_tokens, small
 
 from ablate.data import Copy, Leak, Recall
-from ablate.data.drawn import TaskSettings
+from ablate.data.task import TaskSettings
 from ablate.data.tasks import LeakSettings
 from ablate.model.loss import IGNORE
 

@@ -18,8 +18,8 @@ from zoo import (
 )
 
 from ablate.errors import AblateError
-from ablate.model.pattern import PATTERNS
-from ablate.model.position import POSITIONS
+from ablate.model.axes.pattern import PATTERNS
+from ablate.model.axes.position import POSITIONS
 
 CONTEXT = SCALARS["context"]
 TOLERANCE = {"rtol": 0, "atol": 1e-5}

@@ -18,12 +18,12 @@ from zoo import (
     twin,
 )
 
-from ablate.model.attention import ATTENTIONS
-from ablate.model.block import PLACEMENTS
+from ablate.model.axes.attention import ATTENTIONS
+from ablate.model.axes.ffn import FFNS
+from ablate.model.axes.norm import NORMS
+from ablate.model.axes.placement import PLACEMENTS
+from ablate.model.axes.position import POSITIONS
 from ablate.model.config import AXES
-from ablate.model.feedforward import FFNS
-from ablate.model.norm import NORMS
-from ablate.model.position import POSITIONS
 
 SHARING = [name for name in ATTENTIONS.names() if name != "mha"]
 

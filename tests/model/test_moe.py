@@ -8,8 +8,8 @@ from zoo import build, config, documents_of, random_tokens, small
 
 from ablate.accounting import budget
 from ablate.errors import AblateError
+from ablate.model.axes.ffn import FFNS, Dense, FeedForward
 from ablate.model.decoder import Decoder, ForwardContext, Record
-from ablate.model.feedforward import FFNS, Dense, FeedForward
 from ablate.model.linear import _grouped
 
 DIM = 16

@@ -4,8 +4,8 @@ import pytest
 import torch
 from zoo import label, singles, visible
 
-from ablate.model.attention import ATTENTIONS
-from ablate.model.pattern import PATTERNS, document_runs
+from ablate.model.axes.attention import ATTENTIONS
+from ablate.model.axes.pattern import PATTERNS, document_runs
 from ablate.model.picture import SEEN, heads_picture, mask_picture, shaded
 
 

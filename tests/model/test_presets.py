@@ -11,8 +11,8 @@ from zoo import stirred
 
 import ablate
 from ablate.compose import config_dir
+from ablate.model.axes.position import POSITIONS
 from ablate.model.loss import next_token_loss
-from ablate.model.position import POSITIONS
 
 FULL_SIZE = ["llama3_1b", "llama3_8b", "llama3_70b", "llama3_405b", "phi3_mini"]
 PRESETS = sorted({path.stem for path in (Path(config_dir()) / "model").glob("*.yaml")} - {"base", *FULL_SIZE})

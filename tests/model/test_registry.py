@@ -10,8 +10,8 @@ from zoo import BASE, SCALARS, config, small
 from ablate.errors import AblateError
 from ablate.model.config import AXES, DecoderConfig, load_plugins, resolve_cycle
 from ablate.model.decoder import Decoder
-from ablate.model.kernel import KERNELS
-from ablate.model.registry import Axis
+from ablate.model.kernels.kernel import KERNELS
+from ablate.registry import Axis
 
 COMPLETE = {**SCALARS, **{axis: {"name": name} for axis, name in BASE.items()}}
 
@@ -280,7 +280,7 @@ def test_a_name_is_given_once(axis):
 def test_a_plugin_registers_by_being_imported(enrol, tmp_path, monkeypatch):
     (tmp_path / "my_norms.py").write_text(
         "from torch import nn\n"
-        "from ablate.model.norm import NORMS\n"
+        "from ablate.model.axes.norm import NORMS\n"
         "@NORMS.register('mine')\n"
         "class Mine(nn.Identity):\n"
         "    def __init__(self, dim: int):\n"

@@ -10,9 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from zoo import build, documents_of, gradients, random_tokens, small, twin
 
 from ablate.errors import AblateError
-from ablate.model.kernel import KERNELS, Scores
-from ablate.model.pattern import PATTERNS, Layout, document_runs
-from ablate.model.varlen import Packed, _has_flash_attn, sequence_bounds
+from ablate.model.axes.pattern import PATTERNS, Layout, document_runs
+from ablate.model.kernels.kernel import KERNELS, Scores
+from ablate.model.kernels.varlen import Packed, _has_flash_attn, sequence_bounds
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 ROW = 20
@@ -86,7 +86,7 @@ def kernel(request, monkeypatch):
         interface.flash_attn_varlen_func = function
         monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
         monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", interface)
-        monkeypatch.setattr("ablate.model.varlen.FLASH_ATTN", True)
+        monkeypatch.setattr("ablate.model.kernels.varlen.FLASH_ATTN", True)
     else:
         monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", function)
     monkeypatch.setattr(Packed, "missing", lambda self: None)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ablate.errors import AblateError
+from ablate.model.axes.position import POSITIONS
 from ablate.model.config import AXES, DecoderConfig, load_plugins
 from ablate.model.decoder import Decoder
-from ablate.model.kernel import KERNELS, Place, objection
-from ablate.model.position import POSITIONS
+from ablate.model.kernels.kernel import KERNELS, Place, objection
 
 load_plugins([module for module in os.environ.get("ABLATE_PLUGINS", "").split(",") if module])
 

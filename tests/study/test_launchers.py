@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 from training.harness import ROOT, SCALARS, summary, write_corpus
 
 from ablate.errors import AblateError
-from ablate.study.launchers import check_devices, launch_all
-from ablate.study.plan import Arm, Job
-from ablate.study.progress import status_of
+from ablate.study.launch.launchers import check_devices, launch_all
+from ablate.study.launch.progress import status_of
+from ablate.study.plan.arms import Arm, Job
 
 LAUNCHERS = {
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],

@@ -8,7 +8,7 @@ import ablate
 from ablate.compose import compose_config, plain
 from ablate.errors import AblateError
 from ablate.model.config import AXES
-from ablate.study.match import TOLERANCE, budget_of, match
+from ablate.study.plan.match import TOLERANCE, budget_of, match
 from ablate.study.question import Study
 
 SIZE = ["model.dim=64", "model.depth=2", "model.context=64", "model.vocab_size=512"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pages
 import pytest
 
-from ablate.study.report import write_report
+from ablate.study.report.write import write_report
 from study.report_samples import CONTEXT, EDGES, LOSSES, SEEDS, record, records_of, study, tuning
 
 HOSTILE = "<img src=x onerror=alert(1)>|`x`"

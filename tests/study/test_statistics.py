@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.weightstats import DescrStatsW
 
-from ablate.study.statistics import (
+from ablate.study.judge.paired import (
     Comparison,
     Paired,
     compare,

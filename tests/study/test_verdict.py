@@ -10,9 +10,9 @@ import pytest
 from scipy import stats
 
 from ablate.errors import AblateError
+from ablate.study.judge.verdict import judge
 from ablate.study.question import Claim, Study
 from ablate.study.records import Record
-from ablate.study.verdict import judge
 
 BASELINE = [3.412, 3.431, 3.405, 3.422, 3.418, 3.427]
 LOWER = [value - by for value, by in zip(BASELINE, [0.024, 0.018, 0.021, 0.027, 0.016, 0.020], strict=True)]

@@ -12,10 +12,10 @@ from training.harness import summary
 
 from ablate.compose import compose_config
 from ablate.errors import AblateWarning
-from ablate.study import wandb as of_study
+from ablate.study import on_wandb as of_study
 from ablate.study.dashboard import INSTALLED, dashboard
-from ablate.study.verdict import judge
-from ablate.study.wandb import log_verdict, sync_command
+from ablate.study.judge.verdict import judge
+from ablate.study.on_wandb import log_verdict, sync_command
 from ablate.training.folder import identity
 from study.offline_runs import offline_runs
 from study.report_samples import record, study

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ablate import hardware
 from ablate.model.config import AXES
-from ablate.training import hardware, job
+from ablate.training import job
 
 from .harness import PEAK_FLOPS, Commands, Outcome, Place, before_step, in_processes, write_corpus
 

@@ -38,7 +38,7 @@ HELD = "open({path!r}, 'w').write(str(sum(p.to_local().numel() for p in self.dec
 
 SCALAR = """
 import torch
-from ablate.model.norm import NORMS, RMSNorm
+from ablate.model.axes.norm import NORMS, RMSNorm
 
 @NORMS.register("scalar_norm")
 class ScalarNorm(RMSNorm):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ablate
-from ablate.model.moe import MixtureOfExperts
+from ablate.model.axes.moe import MixtureOfExperts
 from ablate.training.callbacks import RouterStatistics
 
 from .harness import STEPS, assert_same, checkpoint, curves, recorded, resume, signal_at, summary

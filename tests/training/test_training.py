@@ -10,8 +10,8 @@ import torch
 
 import ablate
 from ablate.errors import AblateError
+from ablate.hardware import peak_flops as measured_peak_flops
 from ablate.training import scheduler
-from ablate.training.hardware import peak_flops as measured_peak_flops
 from ablate.training.module import LanguageModel
 from ablate.training.optimizer import adamw
 

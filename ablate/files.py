@@ -1,0 +1,143 @@
+"""Files that are there whole or not at all, and folders that one process holds for itself."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ablate.errors import AblateError
+
+LOCK = ".lock"  # in a folder while a process holds it
+WORKSPACE = ".preparing-"  # begins the name of a workspace
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a name beside `path` to write a file or to make a folder at, and moves that to `path` at the end.
+
+    A reader, a kill or an error never leaves half of it at `path`: what was there before stays until the move.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # several processes may write one path
+    try:
+        yield beside
+        sync(beside)
+        if beside.is_dir() and path.exists():
+            shutil.rmtree(path)  # a folder is not replaced by a rename
+        os.replace(beside, path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True) if beside.is_dir() else beside.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of ours.
+
+    Raises:
+        AblateError: it is missing, damaged, or holds something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise AblateError(f"{path}: cannot be read: {reason}; restore it, or move its folder away") from error
+    if not isinstance(data, dict):
+        raise AblateError(f"{path}: expected a JSON object")
+    return data
+
+
+def make_folder(path: Path, key: str) -> None:
+    """Makes the folder, the value of the option `key`, if it is not there.
+
+    Raises:
+        AblateError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AblateError(f"{key}={path}: cannot be made: {error.strerror}; choose another folder") from error
+
+
+def sync(path: Path) -> None:
+    """Brings a file, or the files of a folder, to the disk, so that a rename never precedes their content."""
+    for file in path.iterdir() if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+
+
+def natural_order(name: object) -> list[str | int]:
+    """A key for sorting names with numbers in them: 2_b before 10_a."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(name))]
+
+
+# --- locks -----------------------------------------------------------------------------------------
+
+
+class Held(AblateError):
+    """Another process holds the folder."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process until the end of the block, or of the process, however that ends.
+
+    Raises:
+        Held: another process holds it.
+    """
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise Held(f"{folder}: another process is at work there; wait for it, or choose another folder") from error
+    except OSError:
+        yield  # a file system without locks
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / LOCK).unlink()  # while it is held: who waits for it notices, and makes a new one
+        lock.release()
+
+
+@contextmanager
+def workspace(folder: Path) -> Iterator[Path]:
+    """A new folder within `folder`, to prepare what is then moved to its place beside it. It is gone at the end.
+
+    This process holds it meanwhile. Workspaces that nobody holds are what killed processes left: they are removed.
+
+    Raises:
+        AblateError: `folder` cannot be written.
+    """
+    with ExitStack() as ends:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / LOCK):  # else a new workspace could be taken for a stale one before it is held
+                for stale in folder.glob(f"{WORKSPACE}*"):
+                    with suppress(Held), held(stale):
+                        shutil.rmtree(stale, ignore_errors=True)
+                ours = Path(tempfile.mkdtemp(prefix=WORKSPACE, dir=folder))
+                ends.enter_context(held(ours))
+        except OSError as error:
+            raise AblateError(
+                f"data: cannot write in {folder} ({error.strerror}); choose another cache folder"
+            ) from error
+        ends.callback(shutil.rmtree, ours, ignore_errors=True)
+        yield ours

@@ -1,0 +1,86 @@
+"""The metrics: a row each. Logs, the terminal, verdicts and reports read name, unit and direction from here.
+
+A metric of the validation set is a function of its sums, and costs nothing but its row:
+
+    METRICS.add(Metric("val/perplexity", "", of=lambda val: (val.nats / val.targets).exp()))
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ablate.errors import AblateError
+
+Data = Literal["text", "task"]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a validation adds up over its whole set, as scalar tensors (or plain numbers).
+
+    nats: of all scored targets together. targets: how many are scored. right: how many of them have the largest
+    logit; counted for tasks alone. bytes: UTF-8 bytes of the text; None for a task.
+    """
+
+    nats: Any
+    targets: Any
+    right: Any
+    bytes: Any
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    name: as it is logged. unit: in words, "" for none. rising: whether more is better.
+    of: computes it from the sums of a validation; None: training logs it.
+    data: the kind of data it is logged for; None: both.
+    """
+
+    name: str
+    unit: str = ""
+    rising: bool = False
+    of: Callable[[Sums], Any] | None = None
+    data: Data | None = None
+
+    @property
+    def titled(self) -> str:
+        """val/loss, nats per token"""
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
+
+class Metrics:
+    """The rows, by name, in the order in which they are shown."""
+
+    def __init__(self, *rows: Metric):
+        self._rows = {row.name: row for row in rows}
+
+    def add(self, row: Metric) -> None:
+        """Raises AblateError for another metric of the same name."""
+        known = self._rows.setdefault(row.name, row)
+        if (known.unit, known.rising, known.data) != (row.unit, row.rising, row.data):
+            raise AblateError(f"metrics: '{row.name}' is there already, with another unit or direction")
+
+    def __getitem__(self, name: str) -> Metric:
+        """The row of that name; a metric without a row, such as a callback's own, has no unit and falls."""
+        return self._rows.get(name) or Metric(name)
+
+    def of_validation(self, data: Data | None = None) -> list[Metric]:
+        """Those that are computed from a validation, of all data or of one kind."""
+        return [row for row in self._rows.values() if row.of is not None and (not data or row.data in (None, data))]
+
+    def logged(self, data: Data) -> list[str]:
+        """The names of all that a run on such data logs."""
+        return [row.name for row in self._rows.values() if row.data in (None, data)]
+
+
+METRICS = Metrics(
+    Metric("val/loss", "nats per token", of=lambda val: val.nats / val.targets),
+    Metric("val/bpb", "bits per byte", of=lambda val: val.nats / math.log(2) / val.bytes, data="text"),
+    Metric("val/accuracy", "", rising=True, of=lambda val: val.right / val.targets, data="task"),
+    Metric("train/loss", "nats per token"),
+    Metric("train/grad_norm"),
+    Metric("train/tokens_per_s", "tokens/s", rising=True),
+    Metric("train/mfu", rising=True),
+)

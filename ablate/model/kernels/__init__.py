@@ -1,0 +1,1 @@
+"""How the model's products and attention are computed; never what they compute."""

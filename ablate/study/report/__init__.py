@@ -1,0 +1,1 @@
+"""The report of a study: verdict.json, verdict.md and a page."""

@@ -1,0 +1,111 @@
+"""Numbers in words: the formats of every table, page, plot and message, and the one rule by which they are rounded."""
+
+import math
+from collections.abc import Iterable
+
+MINUS = "\u2212"
+
+
+# --- one number --------------------------------------------------------------------------------------
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point: 1,234 and 12.3."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def short(value: float) -> str:
+    """1234567 -> 1.23M."""
+    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.3g}{unit}"
+    return f"{value:g}"
+
+
+def size(count: float) -> str:
+    """Bytes: 16384 -> 16.4 kB."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{number(count / scale)} {unit}"
+    return f"{number(count)} B"
+
+
+def duration(seconds: float) -> str:
+    """200 -> 3.33 min."""
+    for unit, scale in (("h", 3600), ("min", 60)):
+        if seconds >= scale:
+            return f"{number(seconds / scale)} {unit}"
+    return f"{number(seconds)} s"
+
+
+def level(value: float) -> str:
+    """A metric's value: 3.4172, or 24,044."""
+    return f"{value:.4f}" if abs(value) < 100 else number(value)
+
+
+def p_value(p: float | None) -> str:
+    """0.012, 0.34, < 0.0001; empty for None."""
+    if p is None:
+        return ""
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def times(ratio: float) -> str:
+    """A ratio: 2.61 x."""
+    return f"{number(ratio)} x"
+
+
+# --- an estimate and its interval --------------------------------------------------------------------
+
+
+def decimals(scale: float) -> int:
+    """How many decimals an estimate deserves whose error is about `scale`: one digit of it, two if that is below 3.
+
+    decimals(0.006) is 3, decimals(0.012) is 3, decimals(0.05) is 2.
+    """
+    return min(max(-math.floor(math.log10(scale / 3)), 0), 12) if scale > 0 else 4
+
+
+def rounded(value: float, scale: float, sign: bool = False) -> str:
+    """`value` to the decimals that its error `scale` allows: 0.0213 is 0.021 at a scale of 0.006.
+
+    sign: a plus before what is positive.
+    """
+    places = decimals(scale)
+    text = f"{round(value, places) + 0.0:{'+' if sign else ''},.{places}f}"  # + 0.0: no -0
+    return text.replace("-", MINUS)
+
+
+def estimate(
+    value: float | None, interval: tuple[float, float] | list[float] | None, sign: bool = True
+) -> tuple[str, str]:
+    """An estimate and its interval, `+0.277` and `+0.270 to +0.284`, to the decimals that the half width allows.
+
+    Empty strings for what is None; without an interval the value has the decimals of its own size.
+    """
+    if value is None:
+        return "", ""
+    if interval is None or None in interval:
+        return rounded(value, abs(value), sign), ""
+    low, high = interval
+    half = (high - low) / 2
+    return rounded(value, half, sign), f"{rounded(low, half, sign)} to {rounded(high, half, sign)}"
+
+
+# --- several -------------------------------------------------------------------------------------------
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """1 seed, 3 seeds."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def listed(values: Iterable[object]) -> str:
+    """a, b, c; apart by semicolons where one of them has a comma."""
+    texts = [str(value) for value in values]
+    return ("; " if any("," in text for text in texts) else ", ").join(texts)
+
+
+def joined(texts: list[str]) -> str:
+    """a, b and c."""
+    return f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else "".join(texts)
