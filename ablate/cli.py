@@ -6,13 +6,16 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import hydra
 from omegaconf import DictConfig
 
 from ablate.compose import config_dir, mistake
 from ablate.errors import LED_BY, AblateWarning
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], None]]:
@@ -77,3 +80,11 @@ class _WithoutHydrasLine:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
+
+
+def console() -> "Console":
+    """rich's console; where there is no terminal, wide enough for our tables."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=140)

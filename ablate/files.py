@@ -95,13 +95,15 @@ class Held(AblateError):
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, wait: bool = False) -> Iterator[None]:
     """Holds a folder for this process until the end of the block, or of the process, however that ends.
+
+    wait: until it is free.
 
     Raises:
         Held: another process holds it.
     """
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock = FileLock(folder / LOCK, timeout=-1 if wait else 0)
     try:
         lock.acquire()
     except Timeout as error:
@@ -113,7 +115,7 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            (folder / LOCK).unlink()  # while it is held: who waits for it notices, and makes a new one
+            (folder / LOCK).unlink()  # while it is held: whoever waits for it notices, and makes a new one
         lock.release()
 
 
@@ -129,7 +131,7 @@ def workspace(folder: Path) -> Iterator[Path]:
     with ExitStack() as ends:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / LOCK):  # else a new workspace could be taken for a stale one before it is held
+            with held(folder, wait=True):  # else a new workspace could be taken for a stale one before it is held
                 for stale in folder.glob(f"{WORKSPACE}*"):
                     with suppress(Held), held(stale):
                         shutil.rmtree(stale, ignore_errors=True)

@@ -1,27 +1,29 @@
-"""An axis: names -> components, built from plain data.
+"""An axis: components by name, built from plain data.
 
-A component is a class registered under the name that its YAML file carries. Its constructor is
-its schema: positional parameters are what the house gives (`dim`, `heads`), keyword-only
-parameters are its options (`eps`, `window`), with their defaults and types.
+A component is a class that is registered under the name in its YAML file. The constructor is its schema: the
+positional parameters are what every component of the axis is given, the keyword-only parameters are its options, with
+their types and defaults.
 
     @NORMS.register("rmsnorm")
     class RMSNorm(nn.Module):
-        def __init__(self, dim: int, *, eps: float = 1e-6): ...
+        def __init__(self, given: Given, *, eps: float = 1e-6): ...
 
-    NORMS.build({"name": "rmsnorm", "eps": 1e-5}, dim=256)
+    NORMS.build({"name": "rmsnorm", "eps": 1e-5}, given)
 """
 
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from ablate import check
 from ablate.errors import AblateError, did_you_mean
 
 
 class Axis:
-    """One independent choice of the architecture (or of the corpus), by name."""
+    """One independent choice, such as the norm, the corpus or the optimiser."""
 
     def __init__(self, key: str):
         self.key = key  # where the axis stands in the configuration: "model.norm"
@@ -62,10 +64,22 @@ class Axis:
         return {"name": name, **check_options(self.key, f"'{name}'", self.component(name), options)}
 
     def build(self, node: Mapping[str, Any], *given: Any) -> Any:
-        """The component that `node` describes. `given` are the positional parameters of its axis."""
-        spec = self.check(node)
+        """The component that `node` describes. `given`: the positional parameters of its axis."""
+        return self.make(self.check(node), *given)
+
+    def make(self, spec: Mapping[str, Any], *given: Any) -> Any:
+        """As `build`, from what `check` returned: nothing is checked again."""
         options = {key: value for key, value in spec.items() if key != "name"}
         return self.component(spec["name"])(*given, **options)
+
+    @contextmanager
+    def scoped(self) -> Iterator[None]:
+        """What is registered inside is gone at the end: for tests."""
+        before = dict(self._components)
+        try:
+            yield
+        finally:
+            self._components = before
 
 
 def keyword_only(constructor: Callable) -> dict[str, inspect.Parameter]:
@@ -95,26 +109,14 @@ def check_options(key: str, owner: str, constructor: Callable, given: Mapping[st
     return values
 
 
-def positive(key: str, value: float) -> float:
-    """`value`, the option `key`; raises AblateError if it is not above 0."""
-    if not value > 0:
-        raise AblateError(f"{key}={value}: expected a number above 0")
-    return value
-
-
-def check_positive_or_null(key: str, value: float | None) -> None:
-    if value is not None and not value > 0:
-        raise AblateError(f"{key}={value}: expected a number above 0, or null")
-
-
 def _checked(key: str, value: Any, hint: Any) -> Any:
     """`value` if it is of the type `hint`; an int where a float is wanted becomes one."""
     if _fits(value, hint):
         return value
     if _fits(1.0, hint) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    quote = "; quote it" if _fits("", hint) and isinstance(value, int | float) else ""
-    raise AblateError(f"{key}={value!r}: expected {type_name(hint)}{quote}")
+    quote = "quote it" if _fits("", hint) and isinstance(value, int | float) else ""
+    raise check.wrong(key, value, in_words(hint), hint=quote)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -132,15 +134,22 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def type_name(hint: Any) -> str:
-    """A type as a user would say it: "int or null", "one of fast, slow"."""
-    if typing.get_origin(hint) in (list, dict):
-        return typing.get_origin(hint).__name__
-    if typing.get_origin(hint) is typing.Literal:
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    dict: "keys and values",
+    type(None): "null",
+}
+
+
+def in_words(hint: Any) -> str:
+    """A type as a user would say it: `a whole number or null`, `one of fast, slow`."""
+    kind = typing.get_origin(hint) or hint
+    if kind in _WORDS:
+        return _WORDS[kind]
+    if kind is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    if hint is type(None):
-        return "null"
-    parts = typing.get_args(hint)
-    if parts:
-        return " or ".join(type_name(part) for part in parts)
-    return getattr(hint, "__name__", str(hint))
+    return " or ".join(in_words(part) for part in typing.get_args(hint)) or getattr(hint, "__name__", str(hint))

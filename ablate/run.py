@@ -10,24 +10,28 @@ Loading reads plain data and executes nothing. Files are written beside and rena
 """
 
 import json
-import os
+import re
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from yaml import YAMLError
 
+from ablate.compose import plain
 from ablate.data.tokenizer import Tokenizer
 from ablate.errors import AblateError
+from ablate.files import LOCK, write_json, write_text
 from ablate.model.config import DecoderConfig
 from ablate.model.decoder import Decoder
 from ablate.model.kernels.kernel import Place
+from ablate.overrides import PLACE, without
 
 
 @dataclass(frozen=True)
@@ -138,34 +142,58 @@ def read_config(path: Path) -> dict[str, Any]:
     return data
 
 
-def make_folder(path: Path, key: str) -> None:
-    """Makes the folder, the value of the option `key`, if it is not there.
+def create(config: DictConfig, overrides: list[str], job: int | None, sweep_dir: str | None) -> Path:
+    """A new folder for one run, shared with no other, even one started in the same second.
+
+    job, sweep_dir: Hydra's number of this job and folder of the sweep, in a multirun.
 
     Raises:
-        AblateError: it cannot be made.
+        AblateError: `run_dir` holds something already, or cannot be written.
     """
+    name = slug(overrides) or "default"
     try:
+        if job is not None:
+            return _unique(Path(config.run_dir or sweep_dir) / f"{job}_{name}")
+        if not config.run_dir:
+            return _unique(Path(config.paths.runs) / time.strftime("%Y-%m-%d") / f"{time.strftime('%H-%M-%S')}_{name}")
+        path = Path(config.run_dir)
         path.mkdir(parents=True, exist_ok=True)
+        if any(not found.is_dir() and found.name != LOCK for found in path.rglob("*")):
+            remedy = f", or go on with resume={path}" if (path / "summary.json").exists() else ""
+            raise AblateError(f"run_dir={path}: is not empty; choose another folder{remedy}")
+        (path / "checkpoints").mkdir(exist_ok=True)
+        return path
     except OSError as error:
-        raise AblateError(f"{key}={path}: cannot be made: {error.strerror}; choose another folder") from error
+        raise AblateError(f"run_dir={error.filename}: cannot be written: {error.strerror}; choose another") from error
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    write_text(path, json.dumps(data, indent=2) + "\n")
+def _unique(path: Path) -> Path:
+    for number in range(1, 10_000):
+        candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            candidate.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        (candidate / "checkpoints").mkdir()
+        return candidate
+    raise AblateError(f"run_dir={path}: ten thousand runs of that name are there already")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes beside `path`, then renames: a reader, or a kill, never meets half of it."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # jobs of a sweep may write one page at a time
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+def slug(overrides: list[str]) -> str:
+    """The overrides of a run as part of a folder's name: `norm-layernorm_seed-1`.
+
+    Only characters that Hydra takes unquoted, so that `resume=` and `run=` take the path as it stands.
+    """
+    kept = [o.lstrip("+~") for o in without(overrides, (*PLACE, "paths", "hydra"))]
+    kept.sort(key=lambda o: not o.startswith(("model", "seed")))
+    parts = [re.sub(r"[^A-Za-z0-9._+-]+", "-", re.sub(r"^(model|trainer|data)[./]", "", o)).strip("-.") for o in kept]
+    while len("_".join(parts)) > 100:
+        parts.pop()
+    return "_".join(parts)
+
+
+def write_config(path: Path, config: DictConfig) -> None:
+    write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config))))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ablate.errors import AblateError
 from ablate.model import picture
 from ablate.model.config import AXES
 from ablate.model.kernels.kernel import KERNELS, Kernel, Place, Scores
-from ablate.registry import keyword_only, type_name
+from ablate.registry import in_words, keyword_only
 
 FOLDER = Path(__file__).parent
 CALIBRATION = FOLDER.parent / "experiments/diagnostics/results.json"
@@ -83,7 +83,7 @@ def options_table(axis: str, name: str) -> str:
     kind = REGISTRIES[axis].component(name)
     hints = typing.get_type_hints(kind.__init__)
     rows = [
-        f"| `{REGISTRIES[axis].key}.{o}` | {type_name(hints[o])} | {shown(p.default)} | {explained(kind, o)} |"
+        f"| `{REGISTRIES[axis].key}.{o}` | {in_words(hints[o])} | {shown(p.default)} | {explained(kind, o)} |"
         for o, p in keyword_only(kind).items()
     ]
     return "\n".join(["| option | type | default | |", "| --- | --- | --- | --- |", *rows]) if rows else "No options."

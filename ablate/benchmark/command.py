@@ -23,17 +23,18 @@ from ablate.benchmark.peers import check_peer, llama_with_weights_of, peer_ways,
 from ablate.benchmark.rounds import progress
 from ablate.benchmark.training.measure import Setting, add_rates, compare, packed_batch
 from ablate.benchmark.training.measure import ours as our_training
+from ablate.cli import console
 from ablate.compose import plain
 from ablate.errors import AblateError
+from ablate.files import write_json
 from ablate.generation.prompts import check_memory
 from ablate.hardware import resolve_accelerator
 from ablate.model.config import DecoderConfig, load_plugins
 from ablate.model.decoder import Decoder
 from ablate.model.kernels.kernel import Place as KernelPlace
-from ablate.run import load, write_json
-from ablate.training.folder import provenance
+from ablate.run import load
+from ablate.training.provenance import provenance
 from ablate.training.quiet import quiet
-from ablate.training.terminal import console
 
 
 def run_generation(config: DictConfig, hydra: HydraConf, words: list[str]) -> None:

@@ -14,8 +14,8 @@ from ablate.data.packing import PACKERS, Rows
 from ablate.data.rows import PackedRows
 from ablate.data.tokenise import FORMAT, write
 from ablate.data.tokenizer import SMALLEST, Tokenizer
-from ablate.data.workspace import sync, workspace
 from ablate.errors import AblateError
+from ablate.files import sync, workspace
 
 if TYPE_CHECKING:
     from ablate.data.corpus import Corpus

@@ -4,8 +4,10 @@ import dataclasses
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
+from ablate import check
 from ablate.errors import AblateError, did_you_mean
 from ablate.model.axes.attention import ATTENTIONS
 from ablate.model.axes.moe import FFNS  # the dense ones, and the mixture
@@ -15,7 +17,7 @@ from ablate.model.axes.placement import PLACEMENTS
 from ablate.model.axes.position import POSITIONS
 from ablate.model.kernels import flex, varlen  # noqa: F401  (their kernels register themselves)
 from ablate.model.kernels.kernel import check_kernel
-from ablate.registry import Axis, check_options, check_positive_or_null
+from ablate.registry import Axis, check_options
 
 AXES: dict[str, Axis] = {
     "norm": NORMS,
@@ -59,7 +61,7 @@ class DecoderConfig:
         for key in ("dim", "depth", "heads", "context", "vocab_size"):
             if getattr(config, key) < 1:
                 raise AblateError(f"model.{key}={getattr(config, key)}: at least 1")
-        check_positive_or_null("model.logit_softcap", config.logit_softcap)
+        check.number("model.logit_softcap", config.logit_softcap, above=0, null=True)
         check_kernel(config.kernel)
         config.layers()
         return config
@@ -112,6 +114,22 @@ def resolve_cycle(axis: Axis, node: Mapping[str, Any], depth: int) -> list[dict[
             member[key] = value
     specs = [axis.check(member) for member in members]
     return [specs[layer % len(specs)] for layer in range(depth)]
+
+
+def stretches(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """One row for each stretch of equal rows, before it the layers that it stands for: `0-3`."""
+    found, first = [], 0
+    for row, same in groupby(rows):
+        last = first + len(list(same)) - 1
+        found.append((str(first) if first == last else f"{first}-{last}", *row))
+        first = last + 1
+    return found
+
+
+def component(spec: dict[str, Any]) -> str:
+    """Its name, and its options that are on."""
+    options = " ".join(f"{key}={value}" for key, value in spec.items() if key != "name" and value)
+    return f"{spec['name']} {options}".strip()
 
 
 def load_plugins(modules: Iterable[str]) -> None:

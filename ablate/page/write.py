@@ -7,8 +7,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from ablate.files import write_text
 from ablate.page.drawing import Plot
-from ablate.run import write_text
 
 
 def write_page(path: Path, template: Path, plots: list[Plot], values: dict[str, Any]) -> None:

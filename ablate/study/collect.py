@@ -7,18 +7,18 @@ from typing import Any
 from ablate.errors import AblateError, did_you_mean, warn
 from ablate.run import read_config, read_summary
 from ablate.study.question import Claim, Study, read_claims
-from ablate.study.records import Record
+from ablate.study.records import RunRecord
 
 # Overrides that make no arm: where a run lies, what is kept of it, how it is shown.
 _NO_ARM = ("seed", "run_dir", "resume", "tags", "paths", "logger", "callbacks", "sample", "study", "experiment")
 
 
-def read_runs(folder: Path) -> list[Record]:
+def read_runs(folder: Path) -> list[RunRecord]:
     """Every run of a study in `folder` and below, in the order of their paths; what cannot be read is left out."""
     return [run for run in _runs(folder) if run.arm]
 
 
-def read_any_runs(folder: Path) -> list[Record]:
+def read_any_runs(folder: Path) -> list[RunRecord]:
     """Every run in `folder` and below. Its arm is the study's, or else the overrides in which it differs from others.
 
     Raises:
@@ -40,7 +40,7 @@ def read_any_runs(folder: Path) -> list[Record]:
     return [replace(run, arm=name) for run, name in zip(runs, named, strict=True)]
 
 
-def _of_studies(folder: Path, runs: list[Record]) -> list[Record]:
+def _of_studies(folder: Path, runs: list[RunRecord]) -> list[RunRecord]:
     """The runs; where they are of several studies, an arm's name begins with that of its study."""
     if not runs:
         raise AblateError(f"runs={folder}: its runs only chose learning rates; the study's own command goes on with it")
@@ -50,7 +50,7 @@ def _of_studies(folder: Path, runs: list[Record]) -> list[Record]:
     return [replace(run, arm=f"{name}/{run.arm}") for run, name in zip(runs, names, strict=True)]
 
 
-def study_of(records: list[Record], baseline: str | None, metric: str | None, margin: float | None) -> Study:
+def study_of(records: list[RunRecord], baseline: str | None, metric: str | None, margin: float | None) -> Study:
     """The study that the runs belong to, or one made of their arms; what is given has the last word.
 
     Raises:
@@ -76,7 +76,7 @@ def study_of(records: list[Record], baseline: str | None, metric: str | None, ma
     )
 
 
-def _node(records: list[Record]) -> dict[str, Any]:
+def _node(records: list[RunRecord]) -> dict[str, Any]:
     """The node `study` of the run that was made last; of several studies, how all of them judge."""
     made = sorted((r for r in records if r.config.get("study")), key=lambda r: (r.path / "config.yaml").stat().st_mtime)
     nodes = [run.config["study"] for run in made]
@@ -108,7 +108,7 @@ def _arm(arms: list[str], wanted: str) -> str:
     raise AblateError(f"baseline: no arm '{wanted}'{did_you_mean(wanted, arms)}")
 
 
-def _runs(folder: Path) -> list[Record]:
+def _runs(folder: Path) -> list[RunRecord]:
     """All of them, those of no study under the arm ''."""
     found = []
     for path in sorted(path.parent for path in folder.rglob("summary.json")):
@@ -119,15 +119,15 @@ def _runs(folder: Path) -> list[Record]:
     return found
 
 
-def _record(path: Path) -> Record:
+def _record(path: Path) -> RunRecord:
     config, summary = read_config(path), read_summary(path)
     seed, study = config.get("seed", summary.get("seed")), config.get("study")
     if not isinstance(seed, int) or not isinstance(study, dict | None):
         raise AblateError(f"{path}: its config.yaml names no seed, or no study; restore it, or move the folder away")
-    return Record(path, (study or {}).get("arm") or "", seed, summary.get("status", "running"), config, summary)
+    return RunRecord(path, (study or {}).get("arm") or "", seed, summary.get("status", "running"), config, summary)
 
 
-def _changes(run: Record) -> list[str]:
+def _changes(run: RunRecord) -> list[str]:
     """The overrides that make its arm."""
     overrides = [str(o).lstrip("+") for o in run.summary.get("overrides", [])]
     return sorted(o for o in overrides if not o.lstrip("~").startswith(_NO_ARM))

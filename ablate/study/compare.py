@@ -10,7 +10,7 @@ from ablate.study.collect import read_any_runs, read_runs, study_of
 from ablate.study.judge.verdict import judge
 from ablate.study.plan.rates import choose
 from ablate.study.question import read_study
-from ablate.study.records import Record
+from ablate.study.records import RunRecord
 from ablate.study.report.write import write_report
 from ablate.study.terminal import show_verdict
 
@@ -33,7 +33,7 @@ def compare(config: DictConfig) -> None:
     show_verdict(verdict, write_report(study, records, verdict, Path(config.out or folder / "report")))
 
 
-def _tuned(records: list[Record], folder: Path) -> dict[str, Any] | None:
+def _tuned(records: list[RunRecord], folder: Path) -> dict[str, Any] | None:
     """What a study with learning rates of its own has found of them, by its own metric."""
     node = records[0].config.get("study") or {}
     if node.get("tune") is None or not folder.is_dir():

@@ -12,8 +12,7 @@ from ablate.compose import one_line
 from ablate.errors import warn
 from ablate.study.dashboard import INSTALLED, make_dashboard
 from ablate.study.report.findings import strict
-from ablate.training.folder import lasting_id
-from ablate.training.wandb_logger import online
+from ablate.training.wandb_logger import lasting_id, online
 
 _COLUMNS = ("verdict", "effect", "low", "high", "p", "p_holm", "pairs", "mde", "diverged", "claim", "outcome")
 _ASKED = ("question", "seeds", "baseline", "metric", "match", "match_by", "hold")

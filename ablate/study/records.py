@@ -20,7 +20,7 @@ TOKENS, FLOPS, SECONDS = "tokens", "flops", "seconds"
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """One run of one arm.
 
     status: finished | diverged | failed | interrupted | running, as the run itself wrote it.
@@ -107,7 +107,7 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     return kept and {**kept, "callbacks": callbacks}
 
 
-def unequal(runs: Iterable[Record], axis: str) -> tuple[float, float] | None:
+def unequal(runs: Iterable[RunRecord], axis: str) -> tuple[float, float] | None:
     """The least and the most that one of them spent, where these are more than 1% apart."""
     spent = [cost for run in runs if (cost := run.spent(axis))]
     return (min(spent), max(spent)) if spent and max(spent) > 1.01 * min(spent) else None

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from ablate.compose import plain
 from ablate.errors import AblateError, warn
-from ablate.run import make_folder
+from ablate.files import Held, held, make_folder
 from ablate.study.collect import read_runs
 from ablate.study.judge.verdict import judge
 from ablate.study.launch.launchers import (
@@ -47,7 +47,6 @@ from ablate.study.plan.rates import choose, tuning_jobs
 from ablate.study.question import Study, Tuning, read_study
 from ablate.study.report.write import write_report
 from ablate.study.terminal import show_plan, show_verdict
-from ablate.training.folder import Claimed, claimed
 
 
 def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: Launch) -> None:
@@ -110,8 +109,8 @@ def _alone(folder: Path) -> Iterator[None]:
     """Raises AblateError if another command is at work on the study."""
     with ExitStack() as claims:
         try:
-            claims.enter_context(claimed(folder))
-        except Claimed as error:
+            claims.enter_context(held(folder))
+        except Held as error:
             raise AblateError(f"run_dir={folder}: another command is at work on this study; wait for it") from error
         yield
 

@@ -5,9 +5,10 @@ from typing import Any
 
 from rich.table import Table
 
+from ablate.cli import console
 from ablate.study.plan.arms import Arm
 from ablate.study.question import Study
-from ablate.training.terminal import console, short
+from ablate.words import short
 
 
 def show_plan(study: Study, arms: list[Arm], folder: Path) -> None:

@@ -17,9 +17,10 @@ from ablate.accounting import budget
 from ablate.compose import plain
 from ablate.data import Opened
 from ablate.errors import AblateError
+from ablate.files import held, write_json
 from ablate.generation import generate, measure_generation
-from ablate.run import read_summary, save_model, write_json
-from ablate.training import folder, ranks, terminal
+from ablate.run import create, read_summary, save_model, write_config
+from ablate.training import ranks, terminal
 from ablate.training.by_position import loss_by_position
 from ablate.training.callbacks import (
     Diverged,
@@ -36,7 +37,9 @@ from ablate.training.curves import Curves
 from ablate.training.datamodule import RowData
 from ablate.training.module import LanguageModel
 from ablate.training.parts import Parts, assemble
+from ablate.training.provenance import provenance
 from ablate.training.quiet import quiet
+from ablate.training.resume import resumed
 from ablate.training.sharding import ShardedStrategy
 
 
@@ -53,15 +56,15 @@ def train(config: DictConfig, overrides: list[str], job: int | None = None, swee
         raise AblateError(f"{config.study.name} is a study, of several runs: start it with -m, one at a time")
     resuming, given = config.resume is not None, overrides
     if resuming:
-        config, overrides = folder.resumed(config.resume, overrides)
+        config, overrides = resumed(config.resume, overrides)
     parts = assemble(config)
     here = ranks.find(config, parts.accelerator)
     if not here.leads:
         return _follow(config, overrides, parts, here, resuming)
     if not resuming:
-        config.run_dir = str(folder.create(config, overrides, job, sweep_dir))
+        config.run_dir = str(create(config, overrides, job, sweep_dir))
     path = Path(config.run_dir)
-    with folder.claimed(path), ranks.together(here, path, given):
+    with held(path), ranks.together(here, path, given):
         try:
             run = _Job(config, overrides, parts, here)
             run.open(resuming)
@@ -102,7 +105,9 @@ class _Job:
     def _trainer(self) -> Trainer:
         config = self.config
         if "wandb" in config.logger:
-            config.logger.wandb = {**config.logger.wandb, **folder.identity(config, self.overrides)}
+            from ablate.training.wandb_logger import identity
+
+            config.logger.wandb = {**config.logger.wandb, **identity(config, self.overrides)}
         callbacks = [instantiate(node) for node in config.callbacks.values() if node]
         callbacks += [self.throughput, RouterStatistics(), FinalValidation(), StopOnDivergence()]
         callbacks += [GracefulStop(self.path / "checkpoints")]
@@ -150,9 +155,9 @@ class _Job:
             "training_flops_per_token": self.throughput.flops_per_token,
             "corpus": {"name": config.data.name, "fingerprint": self.corpus.fingerprint, **self.corpus.report()},
             "precision": self.parts.precision,
-            **folder.provenance(),
+            **provenance(),
         }
-        folder.write_config(self.path, config)
+        write_config(self.path, config)
         write_json(self.path / "summary.json", self.summary)
         terminal.show_plan(self.parts, self.corpus, config)
 

@@ -1,6 +1,5 @@
 """What a run says on the terminal: its plan before, its results after."""
 
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ablate.accounting import tokens_per_step
+from ablate.cli import console
 from ablate.data import Opened
-from ablate.model.config import AXES
+from ablate.model.config import AXES, component, stretches
 from ablate.training.parts import Parts
+from ablate.words import short
 
 UNITS = {"val/loss": "nats a token", "val/bpb": "bits a byte", "train/loss": "nats a token"}
 
@@ -67,37 +68,7 @@ def _layer_table(specs: list[dict[str, dict]], kernels: list[str]) -> Table:
     return table
 
 
-def stretches(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """One row for each stretch of equal rows, before it the layers that it stands for: `0-3`."""
-    found, first = [], 0
-    for row, same in groupby(rows):
-        last = first + len(list(same)) - 1
-        found.append((str(first) if first == last else f"{first}-{last}", *row))
-        first = last + 1
-    return found
-
-
-def component(spec: dict[str, Any]) -> str:
-    """Its name, and its options that are on."""
-    options = " ".join(f"{key}={value}" for key, value in spec.items() if key != "name" and value)
-    return f"{spec['name']} {options}".strip()
-
-
 def _lines(out: Console, lines: dict[str, str]) -> None:
     for name, text in lines.items():
         out.print(f"[bold]{name:<13}[/bold]", end="")
         out.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def short(number: float) -> str:
-    """1234567 -> 1.23M"""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:g}"
-
-
-def console() -> Console:
-    """rich's console; where there is no terminal, wide enough for our tables."""
-    found = Console()
-    return found if found.is_terminal else Console(width=140)

@@ -12,7 +12,7 @@ from samples import CONTEXTS, PEERS, sample, write
 from ablate.benchmark.generation.page import write_page
 from ablate.benchmark.generation.results import read_results
 from ablate.errors import AblateError, AblateWarning
-from ablate.page.words import number, size
+from ablate.words import number, size
 
 PLOTS = {"speedup", "memory", "latency", "throughput", "ways"}
 NUMBER = r"([\d.,]*\d)"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ablate.data import CORPORA, Corpus, Text, Tokenizer, prepare
-from ablate.data.workspace import workspace
 from ablate.errors import AblateError
+from ablate.files import workspace
 
 DOCUMENTS = [f"document {i}: " + "été of the 😀 fox " * (i % 7 + 1) for i in range(60)]
 OPTIONS = {"tokenizer": None, "vocab_size": 280, "context": 32, "packing": "concat", "val_fraction": 0.2}

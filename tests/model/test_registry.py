@@ -49,14 +49,20 @@ REFUSED = {
         {"pattern": {"name": "full", "window": 5}},
         ["model.pattern.window", "full", "none"],
     ),
-    "text for a number": ({"norm": {"name": "rmsnorm", "eps": "tiny"}}, ["model.norm.eps='tiny'", "float"]),
-    "fraction for a count": ({"pattern": {"name": "local", "window": 5.5}}, ["model.pattern.window=5.5", "int"]),
-    "switch for a count": ({"pattern": {"name": "local", "window": True}}, ["model.pattern.window=True", "int"]),
-    "number for a switch": ({"norm": {"name": "layernorm", "bias": 1}}, ["model.norm.bias=1", "bool"]),
+    "text for a number": ({"norm": {"name": "rmsnorm", "eps": "tiny"}}, ["model.norm.eps='tiny'", "a number"]),
+    "fraction for a count": (
+        {"pattern": {"name": "local", "window": 5.5}},
+        ["model.pattern.window=5.5", "a whole number"],
+    ),
+    "switch for a count": (
+        {"pattern": {"name": "local", "window": True}},
+        ["model.pattern.window=true", "a whole number"],
+    ),
+    "number for a switch": ({"norm": {"name": "layernorm", "bias": 1}}, ["model.norm.bias=1", "true or false"]),
     "null for a count": ({"pattern": {"name": "local", "window": None}}, ["model.pattern.window", "needs a value"]),
     "text for a count or null": (
         {"ffn": {"name": "gelu", "hidden": "wide"}},
-        ["model.ffn.hidden='wide'", "int", "null"],
+        ["model.ffn.hidden='wide'", "a whole number", "null"],
     ),
     "empty cycle": ({"pattern": {"cycle": []}}, ["model.pattern.cycle=[]", "list"]),
     "a cycle that is no list": ({"pattern": {"cycle": "full"}}, ["model.pattern.cycle='full'", "list"]),
@@ -68,7 +74,7 @@ REFUSED = {
     "an option that every member has": ({"pattern": {"cycle": ["full", LOCAL], "window": 6}}, ["model.pattern.window"]),
     "wrong type beside a cycle": (
         {"pattern": {"cycle": ["full", "local"], "window": "x"}},
-        ["model.pattern.window='x'", "int"],
+        ["model.pattern.window='x'", "a whole number"],
     ),
     "absolute positions in a mixed cycle": (
         {"position": {"cycle": ["learned", "rope"]}},
@@ -144,10 +150,10 @@ REFUSED = {
     "unknown kernel": ({"kernel": "sdp"}, ["model.kernel", "'sdp'", "did you mean 'sdpa'", "auto"]),
     "unknown scalar": ({"detph": 3}, ["model.detph", "did you mean 'depth'"]),
     "unknown axis": ({"norms": {"name": "rmsnorm"}}, ["model.norms", "did you mean 'norm'"]),
-    "text for a scalar": ({"dim": "wide"}, ["model.dim='wide'", "int"]),
-    "fraction for a scalar": ({"depth": 2.0}, ["model.depth=2.0", "int"]),
-    "switch for a scalar": ({"depth": True}, ["model.depth=True", "int"]),
-    "number for a scalar switch": ({"bias": 1}, ["model.bias=1", "bool"]),
+    "text for a scalar": ({"dim": "wide"}, ["model.dim='wide'", "a whole number"]),
+    "fraction for a scalar": ({"depth": 2.0}, ["model.depth=2.0", "a whole number"]),
+    "switch for a scalar": ({"depth": True}, ["model.depth=true", "a whole number"]),
+    "number for a scalar switch": ({"bias": 1}, ["model.bias=1", "true or false"]),
     "depth 0": ({"depth": 0}, ["model.depth=0", "at least 1"]),
     "negative heads": ({"heads": -4}, ["model.heads=-4", "at least 1"]),
 }
@@ -256,7 +262,7 @@ def test_an_axis_builds_from_plain_data(axis):
     [
         ({"name": "one"}, ["model.thing.size", "'one' needs a value"]),
         ({"name": "one", "size": 1, "mode": "fats"}, ["model.thing.mode='fats'", "one of fast, slow"]),
-        ({"name": "one", "size": 1, "scale": "x"}, ["model.thing.scale='x'", "float or null"]),
+        ({"name": "one", "size": 1, "scale": "x"}, ["model.thing.scale='x'", "a number or null"]),
         ({"name": "one", "size": 1, "dim": 8}, ["model.thing.dim", "no option 'dim'"]),
         ({"name": "won", "size": 1}, ["model.thing", "did you mean 'one'"]),
     ],

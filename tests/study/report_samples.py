@@ -10,7 +10,7 @@ from typing import Any
 
 import ablate
 from ablate.study.question import Claim, Study
-from ablate.study.records import Record
+from ablate.study.records import RunRecord
 
 LOSSES = {"rope": 3.412, "learned": 3.428, "none": 3.497}
 RATES = {"rope": 24_000.0, "learned": 25_100.0, "none": 25_600.0}
@@ -35,7 +35,7 @@ def study(arms: tuple[str, ...] = tuple(LOSSES), seeds: list[int] = SEEDS, **opt
     return Study(**(node | options))
 
 
-def record(folder: Path, arm: str, seed: int, *, loss: float | None = None, status: str = "finished") -> Record:
+def record(folder: Path, arm: str, seed: int, *, loss: float | None = None, status: str = "finished") -> RunRecord:
     """A run with curves that fall to `loss`; one that diverged stops half way."""
     noise = random.Random(f"{arm}{seed}")
     of_seed = random.Random(seed).gauss(0, 0.01)
@@ -85,7 +85,7 @@ def record(folder: Path, arm: str, seed: int, *, loss: float | None = None, stat
                 ],
             },
         }
-    return Record(path, arm, seed, status, _config(path, arm, seed), summary)
+    return RunRecord(path, arm, seed, status, _config(path, arm, seed), summary)
 
 
 def _write_curves(path: Path, final: float, steps: int, status: str) -> None:
@@ -117,7 +117,7 @@ def _config(path: Path, arm: str, seed: int) -> dict[str, Any]:
     }
 
 
-def records_of(folder: Path, asked: Study) -> list[Record]:
+def records_of(folder: Path, asked: Study) -> list[RunRecord]:
     return [record(folder, arm, seed) for arm in asked.arms for seed in asked.seeds]
 
 

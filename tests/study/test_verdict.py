@@ -12,7 +12,7 @@ from scipy import stats
 from ablate.errors import AblateError
 from ablate.study.judge.verdict import judge
 from ablate.study.question import Claim, Study
-from ablate.study.records import Record
+from ablate.study.records import RunRecord
 
 BASELINE = [3.412, 3.431, 3.405, 3.422, 3.418, 3.427]
 LOWER = [value - by for value, by in zip(BASELINE, [0.024, 0.018, 0.021, 0.027, 0.016, 0.020], strict=True)]
@@ -27,7 +27,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("gc.collect", int)  # statsmodels calls it for each Holm correction, for a tenth of a second
 
 
-def run(arm: str, seed: int, value: float | None = 3.4, status: str = "finished", **summary: Any) -> Record:
+def run(arm: str, seed: int, value: float | None = 3.4, status: str = "finished", **summary: Any) -> RunRecord:
     """One run; the metric of one that did not finish is not there."""
     known = {
         "corpus": {"fingerprint": "c0ffee"},
@@ -37,10 +37,10 @@ def run(arm: str, seed: int, value: float | None = 3.4, status: str = "finished"
         "metrics": {"val/loss": value} if status == "finished" else {},
     }
     config = {"model": {"name": arm}, "seed": seed, "run_dir": f"runs/{arm}_{seed}"}
-    return Record(Path("runs") / f"{arm}_{seed}", arm, seed, status, config, {**known, **summary})
+    return RunRecord(Path("runs") / f"{arm}_{seed}", arm, seed, status, config, {**known, **summary})
 
 
-def arm(name: str, values: list[float | None], first: int = 0, **summary: Any) -> list[Record]:
+def arm(name: str, values: list[float | None], first: int = 0, **summary: Any) -> list[RunRecord]:
     """One run a seed, from seed `first` on; None: it diverged."""
     return [
         run(name, seed, value, "diverged" if value is DIVERGED else "finished", **summary)
@@ -60,7 +60,7 @@ def judged(values: list[float | None], baseline: list[float | None] = BASELINE, 
     return judge(study(**options), arm("learned", baseline) + arm("rope", values))["arms"]["rope"]
 
 
-def notes(*records: list[Record], **options: Any) -> list[str]:
+def notes(*records: list[RunRecord], **options: Any) -> list[str]:
     arms = dict.fromkeys(record.arm for of_arm in records for record in of_arm if record.arm != "learned")
     return judge(study(*arms, **options), [record for of_arm in records for record in of_arm])["notes"]
 
@@ -264,7 +264,7 @@ def test_identical_runs_are_equivalent():
     assert (found["verdict"], found["effect"], found["interval"], found["p"]) == ("equivalent", 0, [0, 0], 1)
 
 
-def one_configuration(values: list[float | None]) -> list[Record]:
+def one_configuration(values: list[float | None]) -> list[RunRecord]:
     records = arm("learned", BASELINE) + arm("again", values)
     for record in records:
         record.config["model"] = {"name": "same"}
@@ -350,7 +350,7 @@ def test_other_code_and_other_machines_are_named(summary, note):
     assert notes(arm("learned", BASELINE), arm("rope", LOWER, **summary)) == [note]
 
 
-def with_config(records: list[Record], **config: Any) -> list[Record]:
+def with_config(records: list[RunRecord], **config: Any) -> list[RunRecord]:
     return [replace(record, config={**record.config, **config}) for record in records]
 
 
@@ -404,7 +404,7 @@ def test_runs_that_took_unequal_seconds_are_named():
 
 
 def test_what_was_decided_after_the_runs_is_named():
-    def made(name: str, values: list[float], **node: Any) -> list[Record]:
+    def made(name: str, values: list[float], **node: Any) -> list[RunRecord]:
         given = {"name": "position", "arm": name, "metric": "val/loss", "margin": 0.01} | node
         return with_config(arm(name, values), study=given)
 
@@ -420,7 +420,7 @@ def test_what_was_decided_after_the_runs_is_named():
 
 
 def test_a_task_that_no_run_has_learnt_is_named():
-    def guessed(name: str, accuracy: float) -> list[Record]:
+    def guessed(name: str, accuracy: float) -> list[RunRecord]:
         corpus = {"fingerprint": "c0ffee", "chance": 1 / 32}
         return arm(name, BASELINE, corpus=corpus, metrics={"val/loss": 3.4, "val/accuracy": accuracy})
 
@@ -446,9 +446,10 @@ def test_that_holm_takes_a_verdict_away_is_said():
 def test_of_two_runs_of_one_seed_the_last_finished_is_used():
     values = {"2_b": 9.0, "10_a": LOWER[0]}
     again = [
-        Record(Path("runs") / name, "rope", 0, "finished", {}, run("rope", 0, v).summary) for name, v in values.items()
+        RunRecord(Path("runs") / name, "rope", 0, "finished", {}, run("rope", 0, v).summary)
+        for name, v in values.items()
     ]
-    crashed = Record(Path("runs/11_c"), "rope", 0, "failed", {}, {})
+    crashed = RunRecord(Path("runs/11_c"), "rope", 0, "failed", {}, {})
     records = [*arm("learned", BASELINE), *again[::-1], crashed, *arm("rope", LOWER)[1:]]
     found = judge(study(), records)
     assert found["arms"]["rope"]["differences"][0] == pytest.approx(LOWER[0] - BASELINE[0])

@@ -16,7 +16,7 @@ from ablate.study import on_wandb as of_study
 from ablate.study.dashboard import INSTALLED, dashboard
 from ablate.study.judge.verdict import judge
 from ablate.study.on_wandb import log_verdict, sync_command
-from ablate.training.folder import identity
+from ablate.training.wandb_logger import identity
 from study.offline_runs import offline_runs
 from study.report_samples import record, study
 

@@ -18,10 +18,10 @@ import ablate
 from ablate.compose import compose_config
 from ablate.data import Tokenizer
 from ablate.errors import AblateError
+from ablate.files import held, write_text
 from ablate.model.config import DecoderConfig
 from ablate.model.decoder import Decoder
-from ablate.run import load_model, save_model, write_text
-from ablate.training import folder
+from ablate.run import create, load_model, save_model
 
 from .harness import SCALARS, STEPS, Place, checkpoint, curves, strict_json, summary
 
@@ -271,9 +271,9 @@ def test_a_text_is_replaced_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def create(place: Place, *overrides: str, job: int | None = None):
+def created(place: Place, *overrides: str, job: int | None = None):
     merged = [f"paths.runs={place.runs}", *overrides]
-    return folder.create(compose_config("train", merged), merged, job, str(place.runs / "sweep"))
+    return create(compose_config("train", merged), merged, job, str(place.runs / "sweep"))
 
 
 @pytest.fixture
@@ -288,7 +288,7 @@ def test_runs_of_one_second_never_share_a_folder(place, one_second, job):
 
     def start(_):
         gate.wait()
-        return folder.create(config, ["seed=1"], job, str(place.runs / "sweep"))
+        return create(config, ["seed=1"], job, str(place.runs / "sweep"))
 
     with ThreadPoolExecutor(8) as pool:
         paths = list(pool.map(start, range(8)))
@@ -297,7 +297,7 @@ def test_runs_of_one_second_never_share_a_folder(place, one_second, job):
 
 
 def test_the_name_of_a_run_folder_says_what_differs(place):
-    name = create(place, "model/norm=layernorm", "seed=3", "trainer.max_steps=5").name
+    name = created(place, "model/norm=layernorm", "seed=3", "trainer.max_steps=5").name
     for words in ("norm", "layernorm", "seed", "3", "max_steps", "5"):
         assert words in name
     assert "runs" not in name
@@ -305,28 +305,28 @@ def test_the_name_of_a_run_folder_says_what_differs(place):
 
 def test_a_long_command_line_still_makes_a_folder(place):
     overrides = [f"tags=[{','.join('abcdefgh' * 3 for _ in range(40))}]"]
-    assert create(place, *overrides).is_dir()
+    assert created(place, *overrides).is_dir()
 
 
 def test_the_name_of_a_run_folder_is_within_its_parent(place):
-    path = create(place, "data=text", "data.path=../../../somewhere/../else")
+    path = created(place, "data=text", "data.path=../../../somewhere/../else")
     assert path.parent.parent == place.runs
 
 
 def test_jobs_of_a_sweep_into_a_given_folder_lie_in_it(place, tmp_path):
-    paths = [create(place, f"run_dir={tmp_path / 'mine'}", "seed=1", job=job) for job in (0, 1)]
+    paths = [created(place, f"run_dir={tmp_path / 'mine'}", "seed=1", job=job) for job in (0, 1)]
     assert {path.parent for path in paths} == {tmp_path / "mine"}
     assert len(set(paths)) == 2
 
 
 def test_an_empty_folder_is_taken_as_it_is(place, tmp_path):
     (tmp_path / "mine").mkdir()
-    assert create(place, f"run_dir={tmp_path / 'mine'}") == tmp_path / "mine"
+    assert created(place, f"run_dir={tmp_path / 'mine'}") == tmp_path / "mine"
 
 
 def test_a_folder_where_a_run_is_at_work_is_refused_and_left_alone(place, tmp_path):
     busy = tmp_path / "busy"
     (busy / "checkpoints").mkdir(parents=True)
-    with folder.claimed(busy), pytest.raises(AblateError, match="another run is at work"):
+    with held(busy), pytest.raises(AblateError, match="another process is at work"):
         place.train(f"run_dir={busy}")
     assert (busy / "checkpoints").is_dir()

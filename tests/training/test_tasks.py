@@ -157,7 +157,7 @@ def test_windows_are_small_where_rows_are_short():
     ("task", "wrong", "said"),
     [
         ("copy", ["data.symbols=1"], ["data.symbols=1", "at least 2"]),
-        ("copy", ["data.symbols=many"], ["data.symbols='many'", "int"]),
+        ("copy", ["data.symbols=many"], ["data.symbols='many'", "a whole number"]),
         ("copy", ["data.distance=16"], ["data.distance=16", "context of 16"]),
         ("recall", ["data.pairs=5"], ["data.pairs=5", "20 tokens", "context of 16"]),
         ("recall", ["data.symbols=4"], ["data.pairs=3", "data.symbols=4"]),

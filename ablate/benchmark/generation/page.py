@@ -8,8 +8,8 @@ from pathlib import Path
 from ablate.benchmark.generation.plots import all_plots
 from ablate.benchmark.generation.results import Point, Result, read_results
 from ablate.benchmark.generation.words import sentences, spread
-from ablate.page.words import number, size
 from ablate.page.write import write_page as write
+from ablate.words import number, size
 
 
 def write_page(folder: Path) -> Path:

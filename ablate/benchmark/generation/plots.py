@@ -7,19 +7,8 @@ import plotly.graph_objects as go
 
 from ablate.benchmark.generation.results import Measured, Place, Point, Result
 from ablate.benchmark.generation.words import spread, where
-from ablate.page.drawing import (
-    GREY,
-    Plot,
-    bar_of,
-    colour_of,
-    empty_figure,
-    line_of,
-    log_x,
-    log_y,
-    safe,
-    thin_line,
-)
-from ablate.page.words import number, size
+from ablate.page.drawing import GREY, Plot, bar_of, colour_of, empty_figure, line_of, log_x, log_y, safe, thin_line
+from ablate.words import number, size
 
 WIDE = 30  # values so many times apart get a logarithmic axis
 OPTIONS = {"batch": "batch=[1,4,16]", "new_tokens": "new_tokens=[32,128,512]"}

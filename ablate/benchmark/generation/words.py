@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from ablate.benchmark.generation.results import Measured, Memory, Place, Point, Result
-from ablate.page.words import number, size
+from ablate.words import number, size
 
 NAMED = 4  # models: of more, a sentence names the two ends only
 

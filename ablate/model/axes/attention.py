@@ -4,10 +4,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from ablate import check
 from ablate.errors import AblateError
 from ablate.model.axes.norm import RMSNorm
 from ablate.model.linear import JointInputs, Linear, joint_linear
-from ablate.registry import Axis, check_positive_or_null
+from ablate.registry import Axis
 
 ATTENTIONS = Axis("model.attention")
 PROJECTIONS = ("query", "key", "value", "out")
@@ -81,7 +82,7 @@ def _check(dim: int, heads: int, kv_heads: int, head_dim: int | None, softcap: f
             f"model.attention.kv_heads={kv_heads} does not divide model.heads={heads}: "
             f"choose one of {', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)}"
         )
-    check_positive_or_null("model.attention.softcap", softcap)
+    check.number("model.attention.softcap", softcap, above=0, null=True)
 
 
 def _biased(bias: bool | list[str]) -> tuple[str, ...]:

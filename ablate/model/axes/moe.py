@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ablate import check
 from ablate.errors import AblateError, did_you_mean
 from ablate.model.axes.ffn import FFNS, Dense, FeedForward
 from ablate.model.linear import GroupedLinear, compute_dtype, linear
-from ablate.registry import check_options, check_positive_or_null
+from ablate.registry import check_options
 
 KEY = "model.ffn"
 _LEAST_ROWS = 4  # the matrix products of a CPU sum a row in one order from so many rows on, and in another below
@@ -262,7 +263,7 @@ def _check_counts(experts: int, top_k: int, softmax: str, capacity_factor: float
             f"{KEY}.softmax=after: with {KEY}.top_k=1 every gate is 1, and the router would never learn; "
             f"set {KEY}.softmax=before"
         )
-    check_positive_or_null(f"{KEY}.capacity_factor", capacity_factor)
+    check.number(f"{KEY}.capacity_factor", capacity_factor, above=0, null=True)
 
 
 def _check_not_negative(**options: float) -> None:

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ablate import check
 from ablate.model.linear import compute_dtype
-from ablate.registry import Axis, positive
+from ablate.registry import Axis
 
 NORMS = Axis("model.norm")
 
@@ -19,7 +20,7 @@ class LayerNorm(nn.LayerNorm):
     """
 
     def __init__(self, dim: int, *, eps: float = 1e-5, bias: bool = True):
-        super().__init__(dim, eps=positive("model.norm.eps", eps), bias=bias)
+        super().__init__(dim, eps=check.number("model.norm.eps", eps, above=0), bias=bias)
 
 
 @NORMS.register("rmsnorm")
@@ -32,7 +33,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, dim: int, *, eps: float = 1e-6, bias: bool = False):
         super().__init__()
-        self.eps = positive("model.norm.eps", eps)
+        self.eps = check.number("model.norm.eps", eps, above=0)
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
 

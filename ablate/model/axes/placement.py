@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from ablate.registry import Axis, positive
+from ablate import check
+from ablate.registry import Axis
 
 PLACEMENTS = Axis("model.placement")
 
@@ -23,7 +24,7 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.attention, self.ffn = attention, ffn
-        self.residual_scale = positive("model.placement.residual_scale", residual_scale)
+        self.residual_scale = check.number("model.placement.residual_scale", residual_scale, above=0)
         self.make_norms(norm)
 
     def make_norms(self, norm: Callable[[], nn.Module]) -> None:

@@ -9,8 +9,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ablate import check
 from ablate.errors import AblateError
-from ablate.registry import Axis, positive
+from ablate.registry import Axis
 
 POSITIONS = Axis("model.position")
 
@@ -93,7 +94,7 @@ class Sinusoidal(Position):
         if dim % 2:
             raise AblateError(f"model.dim={dim}: sinusoidal positions need an even width")
         self.scale = dim**0.5
-        self.width, self.theta = dim, positive("model.position.theta", theta)
+        self.width, self.theta = dim, check.number("model.position.theta", theta, above=0)
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         angle = positions.unsqueeze(-1) * _frequencies(self.width, self.theta, positions.device)
@@ -121,7 +122,7 @@ class Rotary(Position):
                 f"model.position.fraction={fraction} of heads {head_dim} wide is {fraction * head_dim:g} channels: "
                 f"expected an even number from 2 to {head_dim}"
             )
-        self.head_dim, self.width, self.theta = head_dim, width, positive("model.position.theta", theta)
+        self.head_dim, self.width, self.theta = head_dim, width, check.number("model.position.theta", theta, above=0)
 
     def frequencies(self, device: torch.device) -> Tensor:
         """Radians per position of each pair, `[width / 2]` fp32."""
@@ -167,7 +168,7 @@ class LinearRotary(Rotary):
         factor: float = 4.0,
     ):
         super().__init__(dim, heads, head_dim, context, theta=theta, fraction=fraction)
-        self.factor = positive("model.position.factor", factor)
+        self.factor = check.number("model.position.factor", factor, above=0)
 
     def frequencies(self, device: torch.device) -> Tensor:
         return super().frequencies(device) / self.factor
@@ -204,8 +205,8 @@ class Llama3Rotary(Rotary):
                 f"model.position.high_freq_factor={high_freq_factor}"
             )
         self.factor, self.original_context = (
-            positive("model.position.factor", factor),
-            positive("model.position.original_context", original_context),
+            check.number("model.position.factor", factor, above=0),
+            check.number("model.position.original_context", original_context, above=0),
         )
         self.low, self.high = low_freq_factor, high_freq_factor
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from ablate.overrides import first_difference
 from ablate.study.question import Study
-from ablate.study.records import SECONDS, Record, reading, unequal
-from ablate.training.folder import first_difference
-from ablate.training.terminal import short
+from ablate.study.records import SECONDS, RunRecord, reading, unequal
+from ablate.words import short
 
 if TYPE_CHECKING:
     from ablate.study.judge.verdict import ArmRuns, Contest
@@ -18,7 +18,7 @@ ENOUGH = 6  # pairs: of fewer, an exact sign-flip test cannot reach 0.05
 
 def notes(
     study: Study,
-    records: list[Record],
+    records: list[RunRecord],
     arms: "list[ArmRuns]",
     contests: "list[Contest]",
     tuning: dict[str, Any] | None,
@@ -49,7 +49,7 @@ def notes(
         yield f"{dirty} of {len(ended)} runs: their code had uncommitted changes, which the git revision does not tell."
 
 
-def _mixed(study: Study, records: list[Record], arms: "list[ArmRuns]") -> Iterator[str]:
+def _mixed(study: Study, records: list[RunRecord], arms: "list[ArmRuns]") -> Iterator[str]:
     """Runs that were not made to be compared."""
     studies = [reading(run.config, "study.name") for run in records]
     if len(set(studies)) > 1:
@@ -73,7 +73,7 @@ def _spent(study: Study, arms: "list[ArmRuns]") -> Iterator[str]:
         yield f"The runs were {what}, {short(apart[0])} to {short(apart[1])}."
 
 
-def _decided_later(study: Study, records: list[Record]) -> Iterator[str]:
+def _decided_later(study: Study, records: list[RunRecord]) -> Iterator[str]:
     """What was asked or claimed after the runs had been made."""
     nodes = [(run.arm, node) for run in records if isinstance(node := run.config.get("study"), dict)]
     margins = {node["margin"] for _, node in nodes if node.get("metric") == study.metric and "margin" in node}
@@ -124,7 +124,7 @@ def _seeds(study: Study, arms: "list[ArmRuns]") -> Iterator[str]:
         yield f"Seeds that are not the study's, and counted: {_listed(further)}."
 
 
-def _left_out(study: Study, records: list[Record], arms: "list[ArmRuns]") -> Iterator[str]:
+def _left_out(study: Study, records: list[RunRecord], arms: "list[ArmRuns]") -> Iterator[str]:
     for arm in arms:
         if unfinished := counts(run.status for run in arm.runs.values() if not (run.finished or run.diverged)):
             yield f"{arm.name}: unfinished, and left out: {unfinished}."
@@ -139,7 +139,7 @@ def _left_out(study: Study, records: list[Record], arms: "list[ArmRuns]") -> Ite
         yield f"Runs of no arm of the study, left out: {strangers}."
 
 
-def _machine(run: Record) -> str | None:
+def _machine(run: RunRecord) -> str | None:
     place = reading(run.summary, "machine.gpu") or reading(run.summary, "machine.platform")
     return place and f"{place} with {reading(run.summary, 'machine.threads')} threads"
 

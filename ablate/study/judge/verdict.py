@@ -12,7 +12,7 @@ from ablate.errors import AblateError, did_you_mean
 from ablate.study.judge.notes import counts, notes
 from ablate.study.judge.paired import Paired, Verdict, holm, in_words, one_sided, significant
 from ablate.study.question import Study
-from ablate.study.records import SECONDS, Record, unequal
+from ablate.study.records import SECONDS, RunRecord, unequal
 
 UNITS = {"train/loss": "nats", "val/loss": "nats", "val/bpb": "bits per byte", "train/tokens_per_s": "tokens/s"}
 HELD = {"tokens": "per token", "flops": "per FLOP", "seconds": "per second"}
@@ -23,7 +23,7 @@ class ArmRuns:
     """runs: one a seed. ends: of those that came to an end, the metric, or None where it diverged."""
 
     name: str
-    runs: dict[int, Record]
+    runs: dict[int, RunRecord]
     ends: dict[int, float | None]
 
     @property
@@ -31,7 +31,7 @@ class ArmRuns:
         return sum(value is None for value in self.ends.values())
 
     @property
-    def finished(self) -> list[Record]:
+    def finished(self) -> list[RunRecord]:
         return [run for run in self.runs.values() if run.finished]
 
     @property
@@ -89,7 +89,7 @@ class Contest:
         return "cannot tell" if self.by_values in barred else self.by_values
 
 
-def judge(study: Study, records: list[Record], tuning: dict[str, Any] | None = None) -> dict[str, Any]:
+def judge(study: Study, records: list[RunRecord], tuning: dict[str, Any] | None = None) -> dict[str, Any]:
     """The content of verdict.json: a verdict per arm, and in `notes` all that limits them.
 
     tuning: what was found of the learning rates, as `ablate.study.plan.rates.choose` gives it.
@@ -121,7 +121,7 @@ def judge(study: Study, records: list[Record], tuning: dict[str, Any] | None = N
     }
 
 
-def one_a_seed(records: Iterable[Record]) -> dict[int, Record]:
+def one_a_seed(records: Iterable[RunRecord]) -> dict[int, RunRecord]:
     """Of one arm's runs, one of each seed: the last finished, or else the last diverged, or else the last."""
     rank = {"diverged": 1, "finished": 2}
     ordered = sorted(records, key=lambda record: (rank.get(record.status, 0), _in_order(record)))
@@ -129,14 +129,14 @@ def one_a_seed(records: Iterable[Record]) -> dict[int, Record]:
     return {seed: last[seed] for seed in sorted(last)}
 
 
-def _arm(name: str, records: list[Record], metric: str) -> ArmRuns:
+def _arm(name: str, records: list[RunRecord], metric: str) -> ArmRuns:
     """Of a run that finished without the metric nothing is known; one whose metric is not finite has diverged."""
     runs = one_a_seed(record for record in records if record.arm == name)
     known = {seed: run for seed, run in runs.items() if run.diverged or (run.finished and metric in run.metrics)}
     return ArmRuns(name, runs, {seed: None if run.diverged else run.metric(metric) for seed, run in known.items()})
 
 
-def _in_order(run: Record) -> list[str | int]:
+def _in_order(run: RunRecord) -> list[str | int]:
     """2_b before 10_a."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(run.path))]
 

@@ -13,11 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ablate.errors import AblateError
+from ablate.files import held
+from ablate.overrides import quoted
 from ablate.study.launch.launchers import is_elsewhere, reason
 from ablate.study.launch.progress import tell
-from ablate.study.plan.arms import quoted
 from ablate.training.callbacks import Interrupted
-from ablate.training.folder import claimed
 from ablate.training.job import train
 
 
@@ -54,7 +54,7 @@ def _begin_or_go_on(config: DictConfig, overrides: list[str]) -> float:
     """Decided here, not by the sweeper: a cluster may put a job in the queue again, as it was."""
     path = Path(config.run_dir)
     if path.is_dir():
-        with claimed(path):
+        with held(path):
             if (path / "summary.json").is_file():
                 config.resume = str(path)
                 overrides = [*overrides, f"resume={quoted(str(path))}"]  # for the ranks that the run starts

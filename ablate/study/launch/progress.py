@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ablate.errors import AblateError
-from ablate.run import read_summary, write_json
+from ablate.files import write_json
+from ablate.run import read_summary
 
 ENDED = ("finished", "diverged")  # a run that did either is not run again
 _OVER = (*ENDED, "failed")

@@ -15,11 +15,11 @@ from ablate.data import CORPORA
 from ablate.data.task import TaskSettings
 from ablate.errors import AblateError, did_you_mean
 from ablate.model.config import load_plugins
+from ablate.overrides import first_difference, key_of, quoted
 from ablate.run import read_config
 from ablate.study.plan.match import Matched, match
 from ablate.study.question import Study
 from ablate.study.records import ASIDE, settings
-from ablate.training.folder import first_difference, key_of
 from ablate.training.parts import assemble
 
 Compose = Callable[[list[str]], DictConfig]
@@ -180,7 +180,3 @@ def check_folder(job: Job) -> None:
 def folder_name(arm: str) -> str:
     """An arm's name as that of a folder."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", arm).strip("-.") or "arm"
-
-
-def quoted(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 
 from ablate.accounting import tokens_per_step
 from ablate.errors import AblateError
+from ablate.files import make_folder, write_json
 from ablate.model.config import DecoderConfig
-from ablate.run import make_folder, write_json
 from ablate.study.plan.arms import Arm, Compose
 from ablate.study.plan.match import budget_of
 from ablate.study.question import Study

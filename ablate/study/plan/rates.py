@@ -7,7 +7,7 @@ from typing import Any
 from ablate.errors import AblateError
 from ablate.study.plan.arms import Arm, Compose, Job, folder_name
 from ablate.study.question import Study, Tuning
-from ablate.study.records import Record
+from ablate.study.records import RunRecord
 
 
 def tuning_jobs(
@@ -23,7 +23,7 @@ def tuning_jobs(
     ]
 
 
-def choose(study: Study, tuning: Tuning, records: list[Record]) -> dict[str, Any]:
+def choose(study: Study, tuning: Tuning, records: list[RunRecord]) -> dict[str, Any]:
     """The grid, each arm's points (learning rate, seed, metric or null) and its choice.
 
     A learning rate at which a run diverged is not chosen. `edge`: the choice is the grid's first or last.
@@ -48,5 +48,5 @@ def choose(study: Study, tuning: Tuning, records: list[Record]) -> dict[str, Any
     return {"grid": tuning.grid, "arms": found}
 
 
-def _lr(record: Record) -> float:
+def _lr(record: RunRecord) -> float:
     return float(record.config["optimizer"]["lr"])

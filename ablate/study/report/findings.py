@@ -9,7 +9,7 @@ from typing import Any
 
 from ablate.study.judge.verdict import one_a_seed
 from ablate.study.question import Study
-from ablate.study.records import Record, reading
+from ablate.study.records import RunRecord, reading
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Findings:
     """verdict: what `judge` returns, strict JSON. folder: where the report lies."""
 
     study: Study
-    records: list[Record]
+    records: list[RunRecord]
     verdict: dict[str, Any]
     folder: Path
 
@@ -38,11 +38,11 @@ class Findings:
         """The arms that have a verdict, in order."""
         return [arm for arm in self.arms if arm in self.judged]
 
-    def runs(self, arm: str) -> list[Record]:
+    def runs(self, arm: str) -> list[RunRecord]:
         """One of each seed: those that were judged."""
         return list(one_a_seed([record for record in self.records if record.arm == arm]).values())
 
-    def finished(self, arm: str) -> list[Record]:
+    def finished(self, arm: str) -> list[RunRecord]:
         return [record for record in self.runs(arm) if record.finished]
 
     @property
@@ -51,7 +51,7 @@ class Findings:
         return self.verdict.get("seeds") or sorted({record.seed for record in self.records})
 
 
-def figure(record: Record, keys: str) -> float | None:
+def figure(record: RunRecord, keys: str) -> float | None:
     """A finite number of the run's summary; None: there is none."""
     value = reading(record.summary, keys)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -3,15 +3,14 @@
 from typing import Any
 
 from ablate.errors import AblateError
-from ablate.model.config import AXES, DecoderConfig
-from ablate.study.records import ASIDE, Record
+from ablate.model.config import AXES, DecoderConfig, component, stretches
+from ablate.study.records import ASIDE, RunRecord
 from ablate.study.report.findings import Findings
-from ablate.training.terminal import component, stretches
 
 MISSING = object()
 
 
-def layer_rows(run: Record) -> list[tuple[str, ...]] | str:
+def layer_rows(run: RunRecord) -> list[tuple[str, ...]] | str:
     """Which layers, and the component of each axis, a row for each stretch of equal layers; or why there are none."""
     if "model" not in run.config:
         return "its configuration names no model"

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from ablate.page.drawing import Plot
-from ablate.study.records import FLOPS, SECONDS, TOKENS, Record
+from ablate.study.records import FLOPS, SECONDS, TOKENS, RunRecord
 from ablate.study.report.findings import Findings, reading
 from ablate.study.report.forest import forest
 from ablate.study.report.rates import learning_rates
@@ -67,11 +67,11 @@ def _from_baseline(findings: Findings) -> View:
     )
 
 
-def _diverged(findings: Findings, arm: str) -> list[Record]:
+def _diverged(findings: Findings, arm: str) -> list[RunRecord]:
     return [run for run in findings.runs(arm) if run.diverged]
 
 
-def _curves(runs: list[Record], metric: str, axis: str) -> dict[int, Curve]:
+def _curves(runs: list[RunRecord], metric: str, axis: str) -> dict[int, Curve]:
     """Seed -> cost -> value. A step costs what it costs these runs on average; none where it is unknown."""
     costs = [cost for run in runs if (cost := run.cost_of_step(axis))]
     if not costs:
@@ -107,11 +107,11 @@ def positions(findings: Findings) -> Plot:
     return replace(plot, caption=caption, figure=figure, choices=[view.label for view in views])
 
 
-def _context(run: Record) -> float | None:
+def _context(run: RunRecord) -> float | None:
     return reading(run.summary, "by_position.context")
 
 
-def _by_position(run: Record) -> Curve:
+def _by_position(run: RunRecord) -> Curve:
     """The middle of each stretch of positions -> its loss."""
     edges, losses = (reading(run.summary, f"by_position.{key}") or [] for key in ("edges", "loss"))
     stretches = zip(edges, edges[1:], losses, strict=False)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 
-from ablate.study.records import Record
+from ablate.study.records import RunRecord
 from ablate.study.report.findings import Findings, distinct
 from ablate.study.report.words import held_in_words, matched_in_words
 
@@ -33,7 +33,7 @@ def run_folders(findings: Findings) -> list[str]:
     return [os.path.relpath(run.path, findings.folder) for run in findings.records]
 
 
-def _commands(runs: Iterable[Record]) -> str:
+def _commands(runs: Iterable[RunRecord]) -> str:
     commands = distinct(run.summary.get("command") for run in runs)
     more = f"; and {len(commands) - FEW} more, in the runs' summary.json" if len(commands) > FEW else ""
     return "; ".join(commands[:FEW]) + more
@@ -46,12 +46,12 @@ def _learning_rates(findings: Findings) -> str:
     return f"tuned over {', '.join(f'{rate:g}' for rate in tuning['grid'])}; {chosen}"
 
 
-def _corpus(run: Record) -> str:
+def _corpus(run: RunRecord) -> str:
     corpus = run.summary.get("corpus") or {}
     return f"{corpus.get('name') or ''} {corpus.get('fingerprint') or ''}".strip()
 
 
-def _git(run: Record) -> str:
+def _git(run: RunRecord) -> str:
     git = run.summary.get("git") or {}
     return f"{git['revision']}{', with changes' if git.get('dirty') else ''}" if git.get("revision") else ""
 

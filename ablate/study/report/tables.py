@@ -4,12 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ablate.page.words import duration, number, size
 from ablate.study.question import Study
-from ablate.study.records import Record
+from ablate.study.records import RunRecord
 from ablate.study.report.findings import Findings, figure
 from ablate.study.report.words import effect_and_interval, level, p_value, signed, with_unit
-from ablate.training.terminal import short
+from ablate.words import duration, number, short, size
 
 # MDE: minimum detectable effect, which so many pairs would find four times in five after Holm.
 TESTS = ("verdict", "effect", "95% interval", "pairs", "p", "p, Holm", "p, sign flip", "p, equivalent", "MDE")
@@ -29,11 +28,11 @@ class Column:
     """counted: known of every run, finished or not; what was measured counts where the run finished."""
 
     title: str
-    of: Callable[[Record], float | None]
+    of: Callable[[RunRecord], float | None]
     text: Callable[[float], str]
     counted: bool = False
 
-    def cell(self, runs: list[Record]) -> Cell:
+    def cell(self, runs: list[RunRecord]) -> Cell:
         runs = [run for run in runs if self.counted or run.finished]
         values = [value for run in runs if (value := self.of(run)) is not None]
         if not values:
@@ -56,7 +55,7 @@ def table(findings: Findings) -> tuple[list[str], dict[str, list[Cell]]]:
     }
 
 
-def _counts(runs: list[Record], metric: str) -> dict[str, int]:
+def _counts(runs: list[RunRecord], metric: str) -> dict[str, int]:
     """A run whose metric is not finite has diverged, as it has for the verdict."""
     logged = [run for run in runs if run.finished and metric in run.metrics]
     diverged = sum(run.diverged for run in runs) + sum(run.metric(metric) is None for run in logged)
@@ -80,7 +79,7 @@ def _columns(study: Study) -> list[Column]:
     ]
 
 
-def _metric(name: str) -> Callable[[Record], float | None]:
+def _metric(name: str) -> Callable[[RunRecord], float | None]:
     return lambda run: run.metric(name)
 
 
@@ -92,7 +91,7 @@ def _measured(title: str, keys: str, text: Callable[[float], str]) -> Column:
     return Column(title, lambda run: figure(run, keys), text)
 
 
-def _peak_memory(run: Record) -> float | None:
+def _peak_memory(run: RunRecord) -> float | None:
     """The device's on a GPU, else the process' own."""
     on_gpu = figure(run, "memory.peak_cuda_bytes")
     return figure(run, "memory.peak_rss_bytes") if on_gpu is None else on_gpu

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from ablate.page.drawing import GREY, brief, colour_of, empty_figure, line_of, safe, see_through
 from ablate.study.report.words import level
-from ablate.training.terminal import short
+from ablate.words import short
 
 MARKED = 16  # points: as many of a line are marked one by one
 START = 0.2  # of a curve: it falls so far there that the rest would be flat

@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-from ablate.page.words import number
 from ablate.study.records import SECONDS, TOKENS, unequal
 from ablate.study.report.findings import Findings, distinct, figure
-from ablate.training.terminal import UNITS, short
+from ablate.training.terminal import UNITS
+from ablate.words import number, short
 
 MATCHED = {"params": "parameters", "flops": "forward FLOPs a token"}
 HELD = {"tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds of training"}

@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from ablate.run import make_folder, write_json, write_text
+from ablate.files import make_folder, write_json, write_text
 from ablate.study.question import Study
-from ablate.study.records import Record
+from ablate.study.records import RunRecord
 from ablate.study.report.findings import Findings, strict
 from ablate.study.report.markdown import markdown
 from ablate.study.report.page import write_page
 
 
-def write_report(study: Study, records: list[Record], verdict: dict[str, Any], folder: Path) -> Path:
+def write_report(study: Study, records: list[RunRecord], verdict: dict[str, Any], folder: Path) -> Path:
     """Writes the report into `folder`, which is made if need be; returns the path of its page.
 
     verdict: what `ablate.study.judge.verdict.judge` returns.
