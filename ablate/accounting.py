@@ -10,32 +10,33 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ablate.model.decoder import Decoder
+from ablate.model.roles import Role, declared
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Parameters, forward FLOPs (2 per multiply-add) and cache bytes of one decoder."""
+    """What one decoder costs: parameters, FLOPs (2 per multiply-add) and cache bytes."""
 
     total: int  # parameters, tied ones once
     active: int  # parameters that one token passes through
     non_embedding: int  # without token embedding, output head and position table (Kaplan et al. 2020)
-    flops_per_token: float  # forward, averaged over a full context, attention as its pattern has it
-    training_flops_per_token: float  # forward and backward: three times forward, attention within the pieces trained on
-    kv_bytes_per_token: int  # cache bytes of one more token while nothing is forgotten yet
+    flops_per_token: float  # forward, averaged over a full context, attention over the pairs that its pattern allows
+    training_flops_per_token: float  # forward and backward: three times forward, documents as packed
+    kv_bytes_per_token: int  # cache bytes that one more token costs while nothing is forgotten yet
 
     def to_dict(self) -> dict[str, float]:
         return dataclasses.asdict(self)
 
 
 def budget(model: Decoder, pieces: Mapping[int, int] | None = None) -> Budget:
-    """Counts `model` from a twin on the meta device: nothing is computed, nothing is guessed.
+    """Counts `model` on a twin on the meta device, where nothing is computed.
 
-    pieces: of the rows trained on, length -> how many, see `RowSource.pieces`; None: each is a full context.
+    pieces: {length: count} of the spans that attention keeps to in training (`RowSource.pieces`); None: full contexts.
     """
     twin = meta_twin(model)
-    counts = {name: p.numel() for name, p in twin.named_parameters()}
-    total = sum(counts.values())
-    embedding = sum(n for name, n in counts.items() if name.split(".")[0] in ("embedding", "head", "positions"))
+    parameters = declared(twin)
+    total = sum(one.parameter.numel() for one in parameters)
+    embedding = sum(one.parameter.numel() for one in parameters if one.role in (Role.EMBEDDING, Role.HEAD))
     context = twin.config.context
     matrix = matrix_flops(twin)
     flops = matrix + attention_flops(twin, context) / context
@@ -47,7 +48,7 @@ def budget(model: Decoder, pieces: Mapping[int, int] | None = None) -> Budget:
 
 
 def tokens_per_step(config: Mapping[str, Any]) -> int:
-    """Tokens of one optimiser step of a run, padding included, over all batches and devices that it is made of."""
+    """Tokens of one optimiser step of a run, padding included, over all its micro-batches and devices."""
     data, trainer = config["data"], config["trainer"]
     batches = trainer["accumulate_grad_batches"] * trainer["devices"] * trainer["num_nodes"]
     return data["batch_size"] * data["context"] * batches
@@ -60,14 +61,14 @@ def meta_twin(model: Decoder) -> Decoder:
 
 
 def matrix_flops(twin: Decoder) -> int:
-    """FLOPs of every matrix product that one token passes through, attention's own two left out."""
+    """FLOPs of every matrix product that one token passes through, without the two of attention."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(torch.zeros(1, 1, dtype=torch.int64, device="meta"))
     return counter.get_total_flops() - sum(_pair_flops(twin, block) for block in twin.blocks)
 
 
 def attention_flops(model: Decoder, length: int) -> int:
-    """FLOPs of scores and weighted values in a text of `length` tokens, over exactly the pairs each pattern allows."""
+    """FLOPs of scores and weighted values in a text of `length` tokens, over exactly the pairs that patterns allow."""
     return sum(
         _pair_flops(model, block) * layer.pattern.pairs(length)
         for block, layer in zip(model.blocks, model.layers, strict=True)
@@ -75,5 +76,5 @@ def attention_flops(model: Decoder, length: int) -> int:
 
 
 def _pair_flops(model: Decoder, block: nn.Module) -> int:
-    """FLOPs of one query meeting one key, in all heads: a score, and a weighted value."""
+    """FLOPs of one query and one key, in all heads: a score and a weighted value."""
     return 4 * model.config.heads * block.attention.head_dim

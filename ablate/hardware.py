@@ -7,7 +7,7 @@ import torch
 
 from ablate.errors import AblateError
 from ablate.model.kernels.kernel import Place
-from ablate.model.linear import HAS_BF16_PRODUCTS, linear
+from ablate.model.kernels.linear import HAS_BF16_PRODUCTS, linear, training_product
 
 # Dense bf16 FLOP/s of the makers' data sheets; other devices are measured.
 _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
@@ -48,10 +48,15 @@ def has_bf16(accelerator: str) -> bool:
     return HAS_BF16_PRODUCTS
 
 
-def training_place(accelerator: str, precision: str) -> Place:
-    """Where a run trains its attention, for Lightning's `accelerator` and `precision`."""
+def training_place(accelerator: str, precision: str, tokens: int, compiled: bool) -> Place:
+    """Where a run trains, for Lightning's `accelerator` and `precision`, rows of `tokens` tokens."""
     dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
-    return Place("cuda" if accelerator == "gpu" else "cpu", dtype, gradient=True)
+    return Place("cuda" if accelerator == "gpu" else "cpu", dtype, gradient=True, tokens=tokens, compiled=compiled)
+
+
+def training_products(place: Place, precision: str) -> str:
+    """Which way the matrix products of a run are computed."""
+    return training_product(place.device, place.dtype, autocast="mixed" in precision)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -29,7 +29,7 @@ from ablate.data.tokenizer import Tokenizer
 from ablate.errors import AblateError
 from ablate.files import LOCK, write_json, write_text
 from ablate.model.config import DecoderConfig
-from ablate.model.decoder import Decoder
+from ablate.model.decoder import Decoder, without_weights
 from ablate.model.kernels.kernel import Place
 from ablate.overrides import PLACE, without
 
@@ -79,18 +79,20 @@ def load_model(folder: Path) -> Decoder:
         weights = load_file(weights_file)
     except (OSError, SafetensorError) as error:
         raise AblateError(f"{weights_file}: cannot be read as safetensors: {_line(error)}") from error
-    with torch.device("meta"):
+    with without_weights():
         model = Decoder(config)
     expected = {name: tensor.shape for name, tensor in untied_state(model).items()}
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     if expected != {name: tensor.shape for name, tensor in weights.items()}:
         wrong = sorted(set(expected.items()) ^ {(name, tensor.shape) for name, tensor in weights.items()})[0]
         raise AblateError(f"{weights_file}: its weights do not fit config.json, first at '{wrong[0]}'")
+    own = {name: weight.to(dtypes[name], copy=True) for name, weight in weights.items()}  # not the mapped file's memory
+    model.load_state_dict(own, strict=False, assign=True)
+    model.tie()
     try:
         model.kernels(Place("cpu", torch.float32, gradient=True))
     except AblateError:
-        config = replace(config, kernel="auto")
-    model = Decoder(config)
-    model.load_state_dict(weights, strict=False)
+        model.config = replace(config, kernel="auto")
     return model.eval()
 
 

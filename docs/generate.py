@@ -10,6 +10,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,8 @@ from ablate.data.task import Task
 from ablate.errors import AblateError
 from ablate.model import picture
 from ablate.model.config import AXES
-from ablate.model.kernels.kernel import KERNELS, Kernel, Place, Scores
+from ablate.model.given import Given
+from ablate.model.kernels import KERNELS, Place, Scores
 from ablate.registry import in_words, keyword_only
 
 FOLDER = Path(__file__).parent
@@ -29,6 +31,7 @@ PART = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 BOXES = set("─│┌┐└┘├┤┬┴┼")
 SMALL = {"window": 5, "stride": 4, "block": 4, "summary": 1}  # for pictures
 LENGTH = 16
+GIVEN = Given(dim=64, heads=8, bias=False, context=8192, depth=1, layer=0, head_dim=64)
 
 
 def main() -> None:
@@ -136,7 +139,7 @@ def drawing(axis: str, name: str) -> str:
         return fenced(wiring(name))
     if axis == "attention":
         options = {"kv_heads": 2} if "kv_heads" in AXES[axis].options(name) else {}
-        return fenced(picture.heads_picture(AXES[axis].build({"name": name, **options}, 64, 8, False)))
+        return fenced(picture.heads_picture(AXES[axis].build({"name": name, **options}, GIVEN)))
     if axis == "position":
         return position_drawing(name)
     return ""
@@ -160,8 +163,8 @@ def documents() -> str:
 
 
 def position_drawing(name: str) -> str:
-    dim, heads, head_dim = 16, 8, 16
-    position = AXES["position"].build({"name": name}, dim, heads, head_dim, 8192)
+    dim = 16
+    position = AXES["position"].build({"name": name}, replace(GIVEN, dim=dim, head_dim=16))
     if position.biased:
         return "Weight of equal keys, by head (down) and key (across; the query is the last):\n\n" + fenced(
             picture.bias_picture(position)
@@ -206,7 +209,7 @@ class Part(torch.nn.Module):
 
 def wiring(name: str) -> str:
     """The formula of a placement, traced through its code."""
-    block = AXES["placement"].build({"name": name}, Part("attention"), Part("ffn"), lambda: Part("norm"))
+    block = AXES["placement"].build({"name": name}, GIVEN, Part("attention"), Part("ffn"), lambda: Part("norm"))
     lines: list[str] = []
     lines.append("y = " + block(Term("x", lines), None).text)
     return "\n".join(lines)
@@ -237,13 +240,9 @@ def kernels() -> str:
         "GPU, fp32 training": Place("cuda", torch.float32, gradient=True),
     }
     for label, place in places.items():
-        lines.append(f"| {label} | " + " | ".join(yes(supports(KERNELS[n], plain, place)) for n in names) + " |")
+        lines.append(f"| {label} | " + " | ".join(yes(KERNELS[n].refusal(plain, place) is None) for n in names) + " |")
     lines.append("| reads a cache | " + " | ".join(yes(KERNELS[n].cache) for n in names) + " |")
     return "\n".join(lines)
-
-
-def supports(kernel: Kernel, scores: Scores, place: Place) -> bool:
-    return kernel.refusal_at(scores, place) is None
 
 
 def patterns() -> list[tuple[str, object]]:
@@ -251,7 +250,7 @@ def patterns() -> list[tuple[str, object]]:
 
 
 def position_bias(name: str) -> Callable | None:
-    position = AXES["position"].build({"name": name}, 512, 8, 64, 1024)
+    position = AXES["position"].build({"name": name}, GIVEN)
     return position.bias if position.biased else None
 
 

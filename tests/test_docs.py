@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ablate.model.config import AXES
-from ablate.model.kernels.kernel import KERNELS
+from ablate.model.kernels import KERNELS
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(DOCS.glob("*.md"))

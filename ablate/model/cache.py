@@ -1,7 +1,7 @@
-"""The KV cache: preallocated, one buffer a layer, with slots for what the layer's pattern can still see.
+"""The KV cache: preallocated, one buffer for each layer, with slots for what the layer's pattern can still see.
 
-Rows advance each by its own number of tokens (ragged batches): padding, and tokens that later ones of the
-same pass write over, land in one spare place behind the last row.
+Each row advances by its own number of tokens (ragged batches). Padding, and tokens that later tokens of the same pass
+overwrite, are written to one unused slot behind the last row.
 """
 
 from dataclasses import dataclass, replace
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from ablate.errors import AblateError
-from ablate.model.axes.pattern import Layout
+from ablate.model.masks import Layout
 from ablate.model.slots import Slots
 
-BEYOND = 2**40  # the index of a key that no query may see
+BEYOND = 2**40  # the position of a key that no query may see
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one layer caches: heads of keys and values, their width, and which of `length` tokens."""
+    """What one layer caches: heads of keys and values, their width, and slots for a text of `length` tokens."""
 
     kv_heads: int
     head_dim: int
@@ -27,12 +27,12 @@ class LayerShape:
 
     @property
     def size(self) -> int:
-        """How many tokens it keeps."""
+        """The number of tokens that it keeps."""
         return self.slots.used(self.length)
 
 
 class _Buffer:
-    """`[B, G, size, width]`, and the spare place."""
+    """Keys or values, `[B, G, size, width]`, and the unused slot."""
 
     def __init__(self, batch: int, shape: LayerShape, width: int, dtype: torch.dtype, device: torch.device):
         self._shape = (batch, shape.kv_heads, shape.size, width)
@@ -46,21 +46,20 @@ class _Buffer:
         return self._flat.dtype
 
     def write(self, places: Tensor, new: Tensor) -> None:
-        """`new` `[B, G, T, width]` to its places `[B * G * T]`."""
+        """Writes `new` `[B, G, T, width]` to its places `[B * G * T]`."""
         self._flat.index_copy_(0, places, new.reshape(-1, new.shape[-1]))
 
 
 class Cache:
     """Keys and values of the tokens seen so far. `Decoder.new_cache` makes one; `forward` advances it.
 
-    It is for inference: no gradient flows through what it holds.
+    It is for inference: no gradient flows through it.
 
-    length: tokens that each row holds, `[B]`, on the device. It stays the same tensor for good.
-    filled: tokens that the longest row may hold, known without asking the device.
-    span: None: a pass reads the slots in use, so that its shapes change from one to the next. A number, at least that
-        of the tokens held after the pass: passes of one token read as many slots as so many tokens use, and masks
-        hide those that are empty. All of them then do the same work at the same places, and can be captured; they
-        leave `filled` to whoever set `span`.
+    length: the number of tokens in each row, `[B]`, on the device; always the same tensor.
+    filled: an upper bound on the tokens in a row, known without asking the device.
+    span: None: a pass reads only the slots in use; shapes change from pass to pass. n: passes of one token always read
+        the slots that n tokens use, masking empty ones, so that every pass has the same shapes and can be captured in a
+        CUDA graph; the caller then keeps `filled`. n is at least the number of tokens after the pass.
     """
 
     def __init__(
@@ -84,11 +83,11 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the slots for keys and values."""
+        """Bytes of all slots for keys and values."""
         return sum(2 * self.batch * s.size * s.kv_heads * s.head_dim * self.dtype.itemsize for s in self.shapes)
 
     def clear(self) -> None:
-        """Forgets all tokens."""
+        """Forgets every token."""
         self.length.zero_()
         self.filled, self.span = 0, None
         self.ragged = False
@@ -97,8 +96,8 @@ class Cache:
         """Opens a forward pass of `tokens` tokens a row; `documents` `[B, T]` marks padding by -1.
 
         Raises:
-            AblateError: more tokens than the cache holds, several documents in a row, or padding
-                that is not at the end of its row.
+            AblateError: more tokens than the cache holds, several documents in a row, or padding that is not at the end
+                of its row.
         """
         if self.span is None and self.filled + tokens > self.max_length:
             raise AblateError(
@@ -109,7 +108,7 @@ class Cache:
         return Pass(self, tokens, valid)
 
     def _padding_checked(self, documents: Tensor) -> Tensor | None:
-        """Which tokens are real, `[B, T]`, or None if all are."""
+        """Which tokens are real, `[B, T]`; None if all are."""
         valid = documents >= 0
         first = documents[:, :1]
         one_document = ((documents == first) | ~valid).all()
@@ -126,14 +125,14 @@ class Cache:
 class Pass:
     """One forward pass with a cache.
 
-    index: which token of its row each new one is, `[B, T]`.
+    index: the position of each new token in its row, `[B, T]`.
     """
 
     def __init__(self, cache: Cache, tokens: int, valid: Tensor | None):
         self.cache, self._tokens, self._valid = cache, tokens, valid
         offset = torch.arange(tokens, device=cache.length.device)
         self.index = cache.length.unsqueeze(1) + offset
-        self._length = cache.length + (tokens if valid is None else valid.sum(1))  # of each row after it
+        self._length = cache.length + (tokens if valid is None else valid.sum(1))  # of each row after the pass
         self._fixed = cache.span is not None
         self._first = not self._fixed and cache.filled == 0
         self._after = cache.span if self._fixed else cache.filled + tokens
@@ -146,11 +145,11 @@ class Pass:
 
     def layouts(self, positions: Tensor) -> list[Layout]:
         """Where queries and keys lie, layer by layer; `positions` `[B or 1, T]` are the queries'."""
-        found = {}
+        layouts = {}
         for shape in self.cache.shapes:
-            if shape.slots not in found:
-                found[shape.slots] = self._layout(shape, positions.expand(self.cache.batch, -1))
-        return [found[shape.slots] for shape in self.cache.shapes]
+            if shape.slots not in layouts:
+                layouts[shape.slots] = self._layout(shape, positions.expand(self.cache.batch, -1))
+        return [layouts[shape.slots] for shape in self.cache.shapes]
 
     def _layout(self, shape: LayerShape, positions: Tensor) -> Layout:
         placed = {}
@@ -165,13 +164,13 @@ class Pass:
         return Layout(self.index, self._part(shape).keys(), newest=newest, **placed)
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds the pass's keys and values `[B, T, G, d]`; returns all that its queries may see, `[B, S, G, d]`."""
+        """Adds the keys and values of a layer `[B, T, G, d]`; returns all that its queries may see, `[B, S, G, d]`."""
         part, (keys, values) = self._part(self.cache.shapes[layer]), self.cache.buffers[layer]
         key, value = part.extend(keys, key.transpose(1, 2)), part.extend(values, value.transpose(1, 2))
         return key.transpose(1, 2), value.transpose(1, 2)
 
     def close(self) -> None:
-        """The cache holds the tokens of the pass from now on."""
+        """Counts the tokens of the pass as held."""
         self.cache.length.copy_(self._length)
         if not self._fixed:
             self.cache.filled += self._tokens
@@ -180,8 +179,8 @@ class Pass:
 class _Part:
     """What a pass does in all layers of one shape.
 
-    Its keys are its own tokens in the first pass. Later they are what the buffer holds when they are written, or,
-    where they write over what the pass itself still needs, what it held before, and they behind it.
+    First pass: the keys are its own tokens. Later: the buffer after writing; where writing would overwrite keys that
+    this pass still reads, the buffer as it was, followed by the new tokens.
     """
 
     def __init__(self, whole: Pass, shape: LayerShape):
@@ -193,7 +192,7 @@ class _Part:
         self._places = self._find_places(shape)
 
     def _find_places(self, shape: LayerShape) -> Tensor:
-        """Where in the buffer each token is written, `[B * G * T]`."""
+        """The place in the buffer to which each token is written, `[B * G * T]`."""
         whole, rows = self._whole, self._whole.cache.batch * shape.kv_heads
         slots, written = self._slots.slot(whole.index), whole._valid
         if not self._in_place:
@@ -206,7 +205,7 @@ class _Part:
         return places.flatten()
 
     def keys(self) -> Tensor:
-        """The token of each key, `[B or 1, S]`; negative or beyond all queries: none."""
+        """The position of each key in its row, `[B or 1, S]`; an empty slot has one that no query may see."""
         whole = self._whole
         if self._read == whole._after:
             return torch.arange(self._read, device=whole.index.device).unsqueeze(0)

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -15,8 +16,7 @@ from ablate.model.axes.norm import NORMS
 from ablate.model.axes.pattern import PATTERNS
 from ablate.model.axes.placement import PLACEMENTS
 from ablate.model.axes.position import POSITIONS
-from ablate.model.kernels import flex, varlen  # noqa: F401  (their kernels register themselves)
-from ablate.model.kernels.kernel import check_kernel
+from ablate.model.kernels import check_kernel
 from ablate.registry import Axis, check_options
 
 AXES: dict[str, Axis] = {
@@ -59,8 +59,7 @@ class DecoderConfig:
         """
         config = cls(**check_options("model", "a decoder", cls, node))
         for key in ("dim", "depth", "heads", "context", "vocab_size"):
-            if getattr(config, key) < 1:
-                raise AblateError(f"model.{key}={getattr(config, key)}: at least 1")
+            check.whole(f"model.{key}", getattr(config, key), 1)
         check.number("model.logit_softcap", config.logit_softcap, above=0, null=True)
         check_kernel(config.kernel)
         config.layers()
@@ -70,7 +69,11 @@ class DecoderConfig:
         return dataclasses.asdict(self)
 
     def layers(self) -> list[dict[str, dict]]:
-        """One specification per layer: axis -> component with all its options."""
+        """One checked specification per layer: axis -> component with all its options."""
+        return self._layers
+
+    @cached_property
+    def _layers(self) -> list[dict[str, dict]]:
         columns = {axis: resolve_cycle(registry, getattr(self, axis), self.depth) for axis, registry in AXES.items()}
         mixed = len({str(spec) for spec in columns["position"]}) > 1
         for spec in columns["position"]:
@@ -91,7 +94,7 @@ class DecoderConfig:
 def resolve_cycle(axis: Axis, node: Mapping[str, Any], depth: int) -> list[dict[str, Any]]:
     """One checked specification per layer from a node: `{name: ...}` or `{cycle: [...], ...}`.
 
-    Options beside `cycle` hold for every component of the cycle that has them.
+    Options beside `cycle` go to every component of the cycle that has them.
     """
     if "cycle" not in node:
         return [axis.check(node)] * depth
@@ -117,17 +120,17 @@ def resolve_cycle(axis: Axis, node: Mapping[str, Any], depth: int) -> list[dict[
 
 
 def stretches(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """One row for each stretch of equal rows, before it the layers that it stands for: `0-3`."""
-    found, first = [], 0
+    """One row for each stretch of equal rows, with the layers that it stands for in front: `0-3`."""
+    stretched, first = [], 0
     for row, same in groupby(rows):
         last = first + len(list(same)) - 1
-        found.append((str(first) if first == last else f"{first}-{last}", *row))
+        stretched.append((str(first) if first == last else f"{first}-{last}", *row))
         first = last + 1
-    return found
+    return stretched
 
 
 def component(spec: dict[str, Any]) -> str:
-    """Its name, and its options that are on."""
+    """A component as a table shows it: its name and the options that are on."""
     options = " ".join(f"{key}={value}" for key, value in spec.items() if key != "name" and value)
     return f"{spec['name']} {options}".strip()
 
@@ -136,7 +139,7 @@ def load_plugins(modules: Iterable[str]) -> None:
     """Imports the user's own modules, whose components register themselves.
 
     Raises:
-        AblateError: no list of names, or a module that is not found or fails to import.
+        AblateError: not a list of names, or a module that is not found or fails to import.
     """
     if not isinstance(modules, Iterable) or isinstance(modules, str) or not all(isinstance(m, str) for m in modules):
         raise AblateError(f"plugins={modules}: expected a list of names, such as plugins=[my_parts]")

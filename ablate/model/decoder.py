@@ -1,77 +1,40 @@
 """The decoder: embedding, blocks, final norm, head. One forward path for training and generation."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from ablate import check
 from ablate.errors import AblateError
-from ablate.model.axes.pattern import Layout, Pattern, document_runs
-from ablate.model.axes.position import Position
 from ablate.model.cache import Cache, LayerShape, Pass
 from ablate.model.config import AXES, DecoderConfig
+from ablate.model.context import ForwardContext, Record
+from ablate.model.given import Given
 from ablate.model.init import initialise
-from ablate.model.kernels.kernel import KERNELS, Kernel, Place, Scores, choose_kernel
-from ablate.model.linear import JointInputs, Linear, compute_dtype
-from ablate.model.memory import check_memory
+from ablate.model.kernels.kernel import KERNELS, Place, Scores, choose_kernel, require_kernel
+from ablate.model.kernels.linear import compute_dtype
+from ablate.model.linear import JointInputs, Linear
+from ablate.model.masks import Layout, Pattern, document_runs
+from ablate.model.memory import is_small, require_memory
+from ablate.model.roles import Role
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What attention in one layer is made of, apart from its weights."""
+    """What attention in one layer reads, apart from its weights."""
 
     position: int  # which of `Decoder.positions`
-    mask: int  # layers of one number attend to the same keys, with the same bias
+    mask: int  # layers with the same number share a mask
     scores: Scores
 
     @property
     def pattern(self) -> Pattern:
         return self.scores.pattern
-
-
-class Record:
-    """What layers leave beside the residual stream in one forward pass. A caller who wants it passes one in.
-
-    Not a dataclass: FSDP looks into those that a block is given, and hands on a copy where it finds a gradient.
-    """
-
-    def __init__(self) -> None:
-        self.losses: dict[str, Tensor] = {}  # name -> summed over layers, to be added to the loss
-        self.statistics: dict[str, dict[int, Tensor]] = {}  # name -> layer -> tensor
-
-
-@dataclass
-class ForwardContext:
-    """One layer's view of one forward pass: how to attend, and where to leave auxiliary losses."""
-
-    layer: int
-    scores: Scores
-    position: Position
-    rotation: Any
-    kernel: Kernel
-    mask: Any
-    cached: Pass | None = None
-    real: Tensor | None = None  # `[B, T]`, False on padding; None: all tokens are real
-    record: Record | None = None
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Queries `[B, T, H, d]`, keys and values `[B, T, G, d]` of this pass -> `[B, T, H, d]`."""
-        query = self.position.rotate(query, self.rotation)
-        key = self.position.rotate(key, self.rotation)
-        if self.cached is not None:
-            key, value = self.cached.extend(self.layer, key, value)
-        return self.kernel(query, key, value, self.mask, self.scores)
-
-    def add_loss(self, name: str, loss: Tensor) -> None:
-        """Adds a scalar, weighted as it shall count, to what is trained on."""
-        if self.record is not None:
-            self.record.losses[name] = self.record.losses.get(name, 0.0) + loss
-
-    def note(self, name: str, statistic: Tensor) -> None:
-        """Keeps a statistic of this layer for logs and pictures; no gradient flows from it."""
-        if self.record is not None:
-            self.record.statistics.setdefault(name, {})[self.layer] = statistic.detach()
 
 
 class Decoder(nn.Module):
@@ -84,55 +47,62 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self._kernels: dict[Place, list[str]] = {}
-        specs = config.layers()
         check_memory(config)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self._assemble(config, specs)
+            self._assemble(config)
         initialise(self, config.dim, config.depth, seed)
 
-    def _assemble(self, config: DecoderConfig, specs: list[dict[str, dict]]) -> None:
+    def _assemble(self, config: DecoderConfig) -> None:
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList()
         self.positions = nn.ModuleList()
         self.layers: list[Layer] = []
-        known: dict[str, int] = {}
+        places: dict[str, int] = {}
         masks: dict[str, int] = {}
-        for spec in specs:
-            attention = AXES["attention"].build(spec["attention"], config.dim, config.heads, config.bias)
-            ffn = AXES["ffn"].build(spec["ffn"], config.dim, config.bias)
-
-            def norm(spec=spec) -> nn.Module:
-                return AXES["norm"].build(spec["norm"], config.dim)
-
-            self.blocks.append(AXES["placement"].build(spec["placement"], attention, ffn, norm))
-            absolute = AXES["position"].component(spec["position"]["name"]).absolute
-            kind = f"{spec['position']} {None if absolute else attention.head_dim}"
-            if kind not in known:
-                known[kind] = len(self.positions)
-                self.positions.append(
-                    AXES["position"].build(
-                        spec["position"], config.dim, config.heads, attention.head_dim, config.context
-                    )
-                )
-            position = self.positions[known[kind]]
-            scores = self._scores(AXES["pattern"].build(spec["pattern"]), position, attention)
-            mask = masks.setdefault(f"{scores.pattern} {known[kind] if position.biased else ''}", len(masks))
-            self.layers.append(Layer(known[kind], mask, scores))
-        self.final_norm = norm() if self.blocks[-1].final_norm else nn.Identity()
-        self.head = Linear(config.dim, config.vocab_size, bias=False)
-        if config.tie_embeddings:
-            self.head.weight = self.embedding.weight
+        for number, spec in enumerate(config.layers()):
+            given = Given(
+                dim=config.dim,
+                heads=config.heads,
+                bias=config.bias,
+                context=config.context,
+                depth=config.depth,
+                layer=number,
+            )
+            attention = AXES["attention"].make(spec["attention"], given)
+            ffn = AXES["ffn"].make(spec["ffn"], given)
+            norm = partial(AXES["norm"].make, spec["norm"], given)
+            self.blocks.append(AXES["placement"].make(spec["placement"], given, attention, ffn, norm))
+            place = self._position(spec["position"], replace(given, head_dim=attention.head_dim), places)
+            position = self.positions[place]
+            scores = self._scores(AXES["pattern"].make(spec["pattern"]), position, attention)
+            mask = masks.setdefault(f"{scores.pattern} {place if position.biased else ''}", len(masks))
+            self.layers.append(Layer(place, mask, scores))
+        self.final_norm = norm() if self.blocks[-1].final_norm else nn.Identity()  # of the last layer's kind
+        self.head = Linear(config.dim, config.vocab_size, False, role=Role.HEAD)
+        self.tie()
         self.limit = min((p.limit for p in self.positions if p.limit is not None), default=None)
 
-    def _scores(self, pattern: Pattern, position: Position, attention: nn.Module) -> Scores:
+    def tie(self) -> None:
+        """Makes the head the embedding, if the configuration says so: after either was given another parameter."""
+        if self.config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def _position(self, spec: dict, given: Given, places: dict[str, int]) -> int:
+        """The place in `positions` of a layer's component; equal ones are shared."""
+        absolute = AXES["position"].component(spec["name"]).absolute
+        kind = f"{spec} {None if absolute else given.head_dim}"
+        if kind not in places:
+            places[kind] = len(self.positions)
+            self.positions.append(AXES["position"].make(spec, given))
+        return places[kind]
+
+    def _scores(self, pattern: Pattern, position: nn.Module, attention: nn.Module) -> Scores:
         bias = position.bias if position.biased else None
         softcap = getattr(attention, "softcap", None)
         scores = Scores(pattern, self.config.heads, attention.kv_heads, attention.head_dim, softcap, bias)
         if self.config.kernel != "auto":
-            reason = KERNELS[self.config.kernel].refusal(scores)
-            if reason is not None:
-                raise AblateError(f"model.kernel={self.config.kernel}: {reason}; choose another kernel, or auto")
+            require_kernel(self.config.kernel, scores)
         return scores
 
     def forward(
@@ -145,13 +115,13 @@ class Decoder(nn.Module):
         """Token ids `[B, T]` -> logits `[B, T, V]`.
 
         positions: `[B, T]`, what the position component reads; by default counted from 0 in each document.
-        documents: `[B, T]`, which document a token is of: attention does not cross them. None: a row is one.
-        cache: holds the tokens before these and takes these in; `documents` may then only mark padding, by -1.
+        documents: `[B, T]`, the document of each token: attention does not cross documents. None: each row is one.
+        cache: holds the tokens before these, and takes these in; `documents` may then only mark padding, by -1.
         """
         return self.logits(self.hidden(tokens, positions, documents, cache))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What `hidden` gives, `[..., D]` -> `[..., V]`."""
+        """Hidden states `[..., D]` -> logits `[..., V]`."""
         logits, cap = self.head(hidden), self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -164,10 +134,11 @@ class Decoder(nn.Module):
         record: Record | None = None,
         max_documents: int | None = None,
     ) -> Tensor:
-        """As `forward`, but the residual stream before the head: `[B, T, D]`.
+        """As `forward`, but returns the hidden states before the head: `[B, T, D]`.
 
-        record: takes auxiliary losses and statistics in; without one they are not computed.
-        max_documents: no row has more runs of equal `documents`, if that is known: saves a GPU kernel from asking.
+        record: collects auxiliary losses and statistics; without one they are not computed.
+        max_documents: an upper bound on the documents in a row; without it the varlen kernel waits for the GPU to count
+            them.
         """
         self._check(tokens, cache)
         cached = None
@@ -201,42 +172,37 @@ class Decoder(nn.Module):
         real: Tensor | None,
         record: Record | None,
     ) -> list[ForwardContext]:
-        """One for each layer. Rotations and masks are computed once, and shared by the layers that agree on them."""
-        rotations = [position.rotation(positions) for position in self.positions]
+        """One for each layer. Layers that agree on a rotation or a mask share it."""
+        rotates = [partial(p.rotate, rotation=p.rotation(positions)) for p in self.positions]
         masks, contexts = {}, []
         kernels = self.kernels(place)
         for number, (layer, layout, name) in enumerate(zip(self.layers, layouts, kernels, strict=True)):
-            scores, kernel = layer.scores, KERNELS[name]
-            if (name, layer.mask) not in masks:
-                masks[name, layer.mask] = kernel.prepare(scores, layout, place.dtype)
-            position, rotation, mask = (
-                self.positions[layer.position],
-                rotations[layer.position],
-                masks[name, layer.mask],
-            )
-            contexts.append(ForwardContext(number, scores, position, rotation, kernel, mask, cached, real, record))
+            kernel, key = KERNELS[name], (name, layer.mask)
+            if key not in masks:
+                masks[key] = kernel.make_mask(layer.scores, layout, place.dtype)
+            rotate = rotates[layer.position]
+            contexts.append(ForwardContext(number, layer.scores, rotate, kernel, masks[key], cached, real, record))
         return contexts
 
     def kernels(self, place: Place) -> list[str]:
-        """The kernel that computes each layer there.
+        """The kernel that computes each layer at a place.
 
         Raises:
             AblateError: the kernel that the configuration names cannot, with the reason.
         """
-        if place in self._kernels:  # asked at every step of generation
-            return self._kernels[place]
-        names = [choose_kernel(self.config.kernel, layer.scores, place) for layer in self.layers]
-        if not torch.compiler.is_compiling():
-            self._kernels[place] = names
-        return names
+        if torch.compiler.is_compiling():
+            return [choose_kernel(self.config.kernel, layer.scores, place) for layer in self.layers]
+        if place not in self._kernels:  # asked at every step of generation
+            self._kernels[place] = [choose_kernel(self.config.kernel, layer.scores, place) for layer in self.layers]
+        return self._kernels[place]
 
     def after_step(self) -> None:
-        """To be called after each step of the optimiser: for parts that adapt by a rule of their own."""
+        """Call this after each optimiser step: some parts adapt by a rule of their own."""
         for block in self.blocks:
             block.ffn.after_step()
 
     def lay_weights(self) -> None:
-        """Puts weights that are read together side by side in memory; for who is going to generate, and no more."""
+        """Stores weights with the same input contiguously. Call once before generating; training does not need it."""
         for module in self.modules():
             if isinstance(module, JointInputs):
                 module.lay()
@@ -244,16 +210,16 @@ class Decoder(nn.Module):
     def new_cache(self, batch: int, max_length: int) -> Cache:
         """An empty cache for `batch` rows of up to `max_length` tokens, in the model's dtype, on its device.
 
-        A pass takes as many tokens of `max_length` as it is wide, whatever part of them is padding.
+        Padding counts towards `max_length`.
         """
-        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in (batch, max_length)):
-            raise AblateError(f"new_cache(batch={batch!r}, max_length={max_length!r}): whole numbers, both at least 1")
+        check.whole("new_cache: batch", batch, 1)
+        check.whole("new_cache: max_length", max_length, 1)
         weight = self.embedding.weight
         biased = any(layer.scores.bias is not None for layer in self.layers)
         return Cache(self.cache_shapes(max_length), batch, max_length, weight.dtype, weight.device, biased)
 
     def cache_shapes(self, max_length: int) -> list[LayerShape]:
-        """What each layer keeps of `max_length` tokens: what its pattern can still see."""
+        """What each layer keeps of `max_length` tokens: those that its pattern can still see."""
         return [
             LayerShape(block.attention.kv_heads, block.attention.head_dim, layer.pattern.slots(max_length), max_length)
             for block, layer in zip(self.blocks, self.layers, strict=True)
@@ -277,7 +243,7 @@ class Decoder(nn.Module):
         before = 0
         if cache is not None:
             before = 0 if cache.span is not None else cache.filled
-            if not torch.compiler.is_compiling() and cache.filled == 0:  # a compiler would watch it
+            if not torch.compiler.is_compiling() and cache.filled == 0:  # compiled code would guard all of it
                 self._check_fit(cache)
             if tokens.shape[0] != cache.batch:
                 raise AblateError(f"{tokens.shape[0]} rows of tokens for a cache of {cache.batch} rows")
@@ -297,4 +263,32 @@ class Decoder(nn.Module):
             )
 
     def _place(self, x: Tensor, cached: bool) -> Place:
-        return Place(x.device.type, compute_dtype(x), torch.is_grad_enabled() and not cached, cached)
+        gradient = torch.is_grad_enabled() and not cached
+        return Place(x.device.type, compute_dtype(x), gradient, cached, x.shape[1], torch.compiler.is_compiling())
+
+
+def check_memory(config: DecoderConfig, training: bool = False) -> None:
+    """Raises AblateError if a decoder does not fit into this machine's memory on its CPU.
+
+    training: with gradients and AdamW's moments.
+    """
+    if torch.get_default_device().type == "cpu" and not is_small(config):
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in Decoder(config).parameters())
+        require_memory(config, parameters, training)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """A decoder that is built inside has its parameters on the meta device, and its buffers as ever: for loading."""
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:
+            return None  # as it is
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(on_meta)
+    try:
+        yield
+    finally:
+        handle.remove()

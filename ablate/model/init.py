@@ -1,40 +1,40 @@
-"""Initial weights, a function of (seed, parameter name) alone.
+"""Initial weights, drawn from the seed and the parameter's name only.
 
-Two models that share a part start it alike, whatever else differs: what a comparison wants.
+Two models that share a part start it alike, whatever else differs: that is what a comparison wants.
 """
 
 import hashlib
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ablate.model.linear import GroupedLinear
+from ablate.model.roles import DRAWN, Role, declared
 
 
+@torch.no_grad()
 def initialise(model: nn.Module, dim: int, depth: int, seed: int) -> None:
-    """Matrices and embeddings N(0, 2 / (5 D)) (Nguyen and Salazar 2019, "SmallInit"), biases 0.
+    """Draws matrices and embeddings from N(0, 2 / (5 dim)) (Nguyen and Salazar 2019, "SmallInit"); biases are 0.
 
-    The projections that write to the residual stream, called `out`, are scaled by
-    1 / sqrt(2 depth), so that its variance does not grow with depth (GPT-2, Radford et al. 2019);
-    a module with an `init_scale` by that.
+    Maps that write to the residual stream start smaller by 1 / sqrt(2 depth), so that its variance does not grow with
+    depth (GPT-2, Radford et al. 2019); parameters with an `init_scale`, by that. Roles tell which is which. Vectors
+    that are no biases stay as their modules made them.
     """
     std = (2 / (5 * dim)) ** 0.5
-    done = set()
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear | nn.Embedding | GroupedLinear) or module.weight.is_meta:
+    for one in declared(model):
+        if one.parameter.is_meta:
             continue
-        if id(module.weight) in done:
-            continue
-        done.add(id(module.weight))
-        residual = (2 * depth) ** -0.5 if name.rsplit(".", 1)[-1] == "out" else 1.0
-        scale = getattr(module, "init_scale", residual)
-        grouped = isinstance(module, GroupedLinear)  # then each map by its own number, however many there are
-        weights = {f"{name}.{i}": w for i, w in enumerate(module.weight)} if grouped else {name: module.weight}
-        with torch.no_grad():
-            for key, weight in weights.items():
-                weight.copy_(torch.empty(weight.shape).normal_(0.0, std * scale, generator=_generator(seed, key)))
-            if getattr(module, "bias", None) is not None:
-                module.bias.zero_()
+        if one.bias:
+            one.parameter.zero_()
+        elif one.role in DRAWN:
+            scale = one.init_scale * ((2 * depth) ** -0.5 if one.residual_out else 1.0)
+            _draw(one.parameter, std * scale, seed, one.name.removesuffix(".weight"), one.role)
+
+
+def _draw(parameter: Tensor, std: float, seed: int, name: str, role: Role) -> None:
+    """Each expert by its own number, so that it starts the same however many there are."""
+    parts = {f"{name}.{i}": part for i, part in enumerate(parameter)} if role == Role.EXPERTS else {name: parameter}
+    for key, part in parts.items():
+        part.copy_(torch.empty(part.shape).normal_(0.0, std, generator=_generator(seed, key)))
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

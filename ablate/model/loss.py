@@ -1,10 +1,10 @@
-"""Cross-entropy of the next token, without ever holding all logits."""
+"""Cross-entropy of the next token, without holding all logits in memory at once."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablate.model.linear import compute_dtype
+from ablate.model.kernels.linear import compute_dtype
 
 IGNORE = -100  # the target of a position that is not scored
 _CHUNK = 512  # positions whose logits are in memory at once
@@ -21,7 +21,7 @@ def next_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: fl
     dtype = compute_dtype(hidden)
     hidden, weight, targets = hidden.flatten(0, 1).to(dtype), weight.to(dtype), targets.flatten()
     if torch.compiler.is_compiling() and dtype != torch.float32:
-        # In low precision the passes over the logits cost more than their products, and the compiler fuses those.
+        # In low precision the passes over the logits cost more than the products, and the compiler fuses the passes.
         total = F.cross_entropy(_logits(hidden, weight, softcap), targets, ignore_index=IGNORE, reduction="sum")
         return total / (targets != IGNORE).sum().clamp(min=1)
     return _chunked(hidden, weight, targets, softcap)
@@ -50,9 +50,9 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float
 
 @torch.no_grad()
 def right_answers(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """How many scored targets have the largest logit, a scalar; hidden `[B, T, D]`, targets `[B, T]`.
+    """The number of scored targets that have the largest logit, a scalar; hidden `[B, T, D]`, targets `[B, T]`.
 
-    A soft-cap, which keeps the order, makes no difference.
+    A soft-cap keeps the order of the logits, so it makes no difference.
     """
     scored = targets != IGNORE
     rows = zip(hidden[scored].split(_CHUNK), targets[scored].split(_CHUNK), strict=True)
@@ -69,7 +69,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         safe = targets.unsqueeze(1).where(scored, 0)
-        # What is not scored is silenced where it is small, in hidden `[N, D]`, not in the logits `[N, V]`.
+        # Positions that are not scored are zeroed in hidden `[N, D]`, which is smaller than the logits `[N, V]`.
         silenced = hidden * scored
         minus_one = torch.full((_CHUNK, 1), -1.0, dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], _CHUNK):

@@ -1,28 +1,31 @@
-"""Whether a decoder fits into this machine, known before it is allocated: the system would end us without a word."""
+"""Whether a decoder fits into this machine's memory: otherwise the OS would kill the process silently."""
 
 import math
 import os
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ablate.errors import AblateError
 
-SMALL = 2**24  # parameters: what is surely below is not counted, which would take as long as to build it
+if TYPE_CHECKING:
+    from ablate.model.config import DecoderConfig
+
+SMALL = 2**24  # parameters: a model that is certainly smaller is not counted, which takes as long as building it
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container: bytes, or "max"
 
 
-def check_memory(config, training: bool = False) -> None:
-    """Raises AblateError if this machine has not the memory that the decoder of a `DecoderConfig` takes on its CPU.
+def is_small(config: "DecoderConfig") -> bool:
+    """Whether the model certainly fits. The bound takes every whole number among its options for a factor."""
+    factors = [[*spec["attention"].values(), *spec["ffn"].values()] for spec in config.layers()]
+    layers = sum(math.prod(f for f in layer if isinstance(f, int) and f > 0) for layer in factors)
+    return config.dim * (config.vocab_size + config.context + 16 * config.dim * layers) < SMALL
 
-    training: with its gradients and the two moments of AdamW.
+
+def require_memory(config: "DecoderConfig", parameters: int, training: bool) -> None:
+    """Raises AblateError if this machine has no room for the parameters in fp32.
+
+    training: with their gradients and the two moments of AdamW.
     """
-    if torch.get_default_device().type != "cpu" or _bound(config) < SMALL:
-        return
-    from ablate.model.decoder import Decoder  # which calls this
-
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in Decoder(config).parameters())
     needed, there = parameters * (16 if training else 4), machine_memory()
     if needed > there:
         purpose = "to train" if training else "to hold"
@@ -34,17 +37,10 @@ def check_memory(config, training: bool = False) -> None:
 
 
 def machine_memory() -> int:
-    """Bytes: physical memory, or what a container may take of it."""
+    """Bytes of physical memory, or what a container may take of it."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.is_file() else "max"
     return physical if limit == "max" else min(physical, int(limit))
-
-
-def _bound(config) -> int:
-    """Some multiple of the parameters of a decoder: every whole number among its widths counts as a factor."""
-    factors = [[*spec["attention"].values(), *spec["ffn"].values()] for spec in config.layers()]
-    layers = sum(math.prod(f for f in layer if isinstance(f, int) and f > 0) for layer in factors)
-    return config.dim * (config.vocab_size + config.context + 16 * config.dim * layers)
 
 
 def _gib(size: int) -> str:

@@ -1,18 +1,18 @@
-"""What a part looks like, drawn from the part itself."""
+"""Pictures of components, drawn by running them."""
 
 import torch
 from torch import Tensor
 
 from ablate.model.axes.attention import Attention
-from ablate.model.axes.pattern import Layout, Pattern, dense_mask, document_runs
 from ablate.model.axes.position import Position
+from ablate.model.masks import Layout, Pattern, dense_mask, document_runs
 
 SEEN, UNSEEN = "█", "·"
 SHADES = " ░▒▓█"
 
 
 def mask_picture(pattern: Pattern, length: int, documents: Tensor | None = None) -> str:
-    """Who sees whom: one line a query, one column a key.
+    """Which keys each query sees: one line a query, one column a key.
 
     documents: `[length]` ids, as a model takes them; None: one document.
     """
@@ -24,7 +24,7 @@ def mask_picture(pattern: Pattern, length: int, documents: Tensor | None = None)
 
 
 def heads_picture(attention: Attention) -> str:
-    """Which head of keys and values each query head reads."""
+    """The key and value head that each query head reads."""
     share = attention.heads // attention.kv_heads
     width = len(str(attention.heads - 1)) + 1
     rows = {"query": range(attention.heads), "key, value": [head // share for head in range(attention.heads)]}
@@ -32,14 +32,14 @@ def heads_picture(attention: Attention) -> str:
 
 
 def shaded(values: Tensor) -> str:
-    """A matrix in shades, its smallest value blank and its largest full."""
+    """A matrix in shades: its smallest value is blank, its largest full."""
     low, high = values.min(), values.max()
     steps = ((values - low) / (high - low) * (len(SHADES) - 1)).round().long()
     return "\n".join("".join(SHADES[step] for step in row) for row in steps.tolist())
 
 
 def rotation_picture(position: Position, positions: int = 48) -> str:
-    """The cosine by which each pair of channels is turned: one line a pair, one column a position."""
+    """The cosine of the rotation of each pair of channels: one line a pair, one column a position."""
     rotation = position.rotation(torch.arange(positions).unsqueeze(0))
     return shaded(rotation[0, :, 0].real.t())
 
@@ -51,7 +51,8 @@ def embedding_picture(position: Position, dim: int, positions: int = 48) -> str:
 
 
 def bias_picture(position: Position, positions: int = 48) -> str:
-    """The weight that the last query gives to equal keys, over its own: one line a head, one column a key."""
+    """The weight that the last query gives to each of equal keys, relative to its own: one line a head, one column a
+    key."""
     head, key = torch.arange(position.heads).unsqueeze(1), torch.arange(positions)
     weight = torch.exp(position.bias(head, torch.tensor(positions - 1), key))
     return shaded(weight)

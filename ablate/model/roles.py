@@ -1,12 +1,13 @@
 """What each parameter is for. Initialisation, weight decay and optimisers read its role, never its name or shape.
 
-The module that owns a parameter declares its role, in the class attribute `roles`:
+The module that owns a parameter declares its role, in an attribute `roles`:
 
     class Mixture(nn.Module):
-        roles = {"weight": Role.EXPERTS, "bias": Role.VECTOR}
+        roles: ClassVar = {"weight": Role.EXPERTS, "bias": Role.VECTOR}
 
-torch's own modules have theirs in a table here. A parameter without a declaration is a vector, which its module
-initialises itself, and which is not decayed: right for the gains of a norm.
+Matrices, experts, embeddings and heads are drawn at random and decayed; a vector declared beside one is its bias, and
+starts at 0. A parameter without a declaration is a vector that its module initialises, and that is not decayed: right
+for the gain of a norm. torch's own modules have their roles in a table here.
 """
 
 from dataclasses import dataclass
@@ -21,29 +22,30 @@ class Role(StrEnum):
     MATRIX = "matrix"  # [out, in], between hidden states
     EXPERTS = "experts"  # [E, out, in], a matrix for each expert
     EMBEDDING = "embedding"  # [rows, D], a row for each token or position
-    HEAD = "head"  # [V, D], hidden states to logits; a tied head is the embedding
-    VECTOR = "vector"  # gains, biases and single numbers
+    HEAD = "head"  # [V, D], from hidden states to logits; a tied head is the embedding
+    VECTOR = "vector"  # gains and biases
 
 
-DRAWN = (Role.MATRIX, Role.EXPERTS, Role.EMBEDDING, Role.HEAD)  # start at random, and are decayed
+DRAWN = (Role.MATRIX, Role.EXPERTS, Role.EMBEDDING, Role.HEAD)
 
 _OF_TORCH = {
-    nn.Linear: {"weight": Role.MATRIX},
+    nn.Linear: {"weight": Role.MATRIX, "bias": Role.VECTOR},
     nn.Embedding: {"weight": Role.EMBEDDING},
 }
 
 
 @dataclass(frozen=True)
 class Declared:
-    """A parameter by its first name in the model, what it is for, and how it starts.
+    """A parameter, by its first name in the model, and what its module says of it.
 
-    residual_out: whether its product is added to the residual stream, as of the last map of a sublayer.
-    init_scale: what its initial standard deviation is multiplied by, besides.
+    bias: whether it is a vector declared beside a drawn parameter. residual_out: whether its product is added to the
+    residual stream. init_scale: multiplies its initial standard deviation.
     """
 
     name: str
     parameter: nn.Parameter
     role: Role
+    bias: bool = False
     residual_out: bool = False
     init_scale: float = 1.0
 
@@ -55,11 +57,14 @@ def declared(model: nn.Module) -> list[Declared]:
     for name, parameter in model.named_parameters():
         owner, _, attribute = name.rpartition(".")
         module = owners[owner]
-        role = _roles_of(module).get(attribute, Role.VECTOR)
-        drawn = role in DRAWN
-        residual_out = drawn and getattr(module, "residual_out", False)
-        init_scale = getattr(module, "init_scale", 1.0) if drawn else 1.0
-        found.append(Declared(name, parameter, role, residual_out, init_scale))
+        roles = _roles_of(module)
+        role = Role(roles.get(attribute, Role.VECTOR))
+        if role == Role.VECTOR:
+            bias = attribute in roles and any(other in DRAWN for other in roles.values())
+            found.append(Declared(name, parameter, role, bias))
+        else:
+            residual_out, init_scale = getattr(module, "residual_out", False), getattr(module, "init_scale", 1.0)
+            found.append(Declared(name, parameter, role, False, residual_out, init_scale))
     return found
 
 

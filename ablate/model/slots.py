@@ -1,13 +1,13 @@
-"""Slots: where a layer's cache keeps the tokens that later queries may still see, and forgets the others.
+"""Slots: where the cache of a layer keeps the tokens that later queries may still see. It forgets the others.
 
-A rule maps a token's index in its document to a slot. A token whose slot is written again must be out of
-sight of every query from then on. `used` and `held` follow from the rule.
+A rule maps the position of a token in its document to a slot. When a slot is written again, no later query may see the
+token that was there.
 
     Ring(size=4), 6 tokens seen:                     slot   0   1   2   3
                                                      token  4   5   2   3
 
     Blocks(block=4, summary=1), 6 tokens seen:       slot   0   1   2 | 3
-                                                     token  4   5   2 | 3     of a block the last is kept for good
+                                                     token  4   5   2 | 3     the last of each block is kept for good
 """
 
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ from torch import Tensor
 
 
 class Slots:
-    """The contract. Tokens fill the slots from the first on: while each has one of its own, token i is in slot i."""
+    """The contract. Tokens fill the slots in order: until a slot is written again, token i is in slot i."""
 
     def used(self, tokens: int) -> int:
-        """How many slots, the first ones, hold something once a row has seen `tokens` tokens."""
+        """The number of slots, from the first, in use once a row has seen `tokens` tokens."""
         raise NotImplementedError
 
     def slot(self, index: Tensor) -> Tensor:
-        """Index of a token -> its slot, elementwise."""
+        """Position of a token -> its slot, elementwise."""
         raise NotImplementedError
 
     def held(self, length: Tensor, slots: int) -> Tensor:
-        """The token in each of the first `slots` slots of rows that have seen `length` `[B]`: `[B, slots]`.
+        """The token in each of the first `slots` slots, `[B, slots]`, for rows that have seen `length` `[B]` tokens.
 
-        Negative: none.
+        Negative: the slot is empty.
         """
         raise NotImplementedError
 
@@ -54,9 +54,9 @@ class Ring(Slots):
 
 @dataclass(frozen=True)
 class Blocks(Slots):
-    """The last `summary` tokens of every block of `block`, and others while their block lasts.
+    """Keeps the last `summary` tokens of each block for good, the rest until the block ends.
 
-    alone: the others are seen by themselves alone, so that one slot does for all of them.
+    alone: only its own query sees a token of the rest, so they share one slot.
     """
 
     block: int
@@ -65,12 +65,12 @@ class Blocks(Slots):
 
     @property
     def _others(self) -> int:
-        """Of a block, how many tokens are not kept for good."""
+        """The number of tokens in a block that are not kept for good."""
         return self.block - self.summary
 
     @property
     def _recent(self) -> int:
-        """Slots for those."""
+        """The number of slots for them."""
         return min(self._others, 1) if self.alone else self._others
 
     def used(self, tokens: int) -> int:

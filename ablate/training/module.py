@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ablate.data import RowSource
-from ablate.model.decoder import Decoder, Record
+from ablate.model.context import Record
+from ablate.model.decoder import Decoder
 from ablate.model.loss import IGNORE, next_token_loss, right_answers, token_losses
 from ablate.training.ranks import total
 from ablate.training.sharding import shard

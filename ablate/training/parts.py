@@ -13,8 +13,7 @@ from ablate.data import CORPORA, Settings
 from ablate.errors import AblateError
 from ablate.generation import Sampling
 from ablate.model.config import DecoderConfig, load_plugins
-from ablate.model.decoder import Decoder
-from ablate.model.memory import check_memory
+from ablate.model.decoder import Decoder, check_memory
 from ablate.registry import check_options
 from ablate.training.ranks import STRATEGIES
 
@@ -72,7 +71,7 @@ def assemble(config: DictConfig) -> Parts:
     decoder = Decoder(model, config.seed)
     if config.trainer.strategy == "fsdp":
         _check_shardable(decoder)
-    kernels = decoder.kernels(hardware.training_place(accelerator, precision))
+    kernels = decoder.kernels(hardware.training_place(accelerator, precision, data.context, config.compile))
     optimizer, schedule = instantiate(config.optimizer), instantiate(config.scheduler)
     _try("optimizer", lambda: optimizer(decoder))
     _try("scheduler", lambda: [schedule(step, config.trainer.max_steps) for step in (0, config.trainer.max_steps)])

@@ -71,8 +71,8 @@ def test_attention_of_somebody_elses_does_not_break_it(monkeypatch):
     class Mine(MultiHead):
         """Without options of its own."""
 
-        def __init__(self, dim: int, heads: int, model_bias: bool):
-            super().__init__(dim, heads, model_bias, head_dim=6)
+        def __init__(self, given):
+            super().__init__(given, head_dim=6)
 
     monkeypatch.setitem(AXES["attention"]._components, "mine", Mine)
     model = tiny(attention="mine")

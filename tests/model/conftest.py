@@ -1,3 +1,5 @@
+from contextlib import ExitStack
+
 import pytest
 
 from ablate.model.config import AXES
@@ -12,12 +14,11 @@ def flex_is_not_traced(monkeypatch):
 @pytest.fixture
 def enrol():
     """Registers a component for one test: `enrol("norm", "mine", Mine)`."""
-    before = {axis: dict(registry._components) for axis, registry in AXES.items()}
 
     def register(axis: str, name: str, component: type) -> type:
         return AXES[axis].register(name)(component)
 
-    yield register
-    for axis, registry in AXES.items():
-        registry._components.clear()
-        registry._components.update(before[axis])
+    with ExitStack() as ends:
+        for registry in AXES.values():
+            ends.enter_context(registry.scoped())
+        yield register

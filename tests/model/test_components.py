@@ -27,11 +27,13 @@ from zoo import (
 from ablate.errors import AblateError
 from ablate.model.axes.ffn import FeedForward
 from ablate.model.axes.norm import NORMS
-from ablate.model.axes.pattern import Pattern
 from ablate.model.axes.position import POSITIONS
 from ablate.model.config import AXES, DecoderConfig
-from ablate.model.decoder import Decoder, Record
-from ablate.model.kernels.kernel import KERNELS, Place
+from ablate.model.context import Record
+from ablate.model.decoder import Decoder
+from ablate.model.given import Given
+from ablate.model.kernels import KERNELS, Place
+from ablate.model.masks import Pattern
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 HERE = Place("cpu", torch.float32, gradient=True)
@@ -156,7 +158,7 @@ def test_every_component_is_in_some_model():
 
 
 class Halve(nn.Module):
-    def __init__(self, dim: int, *, factor: float = 0.5):
+    def __init__(self, given: Given, *, factor: float = 0.5):
         super().__init__()
         self.factor = factor
 
@@ -183,10 +185,10 @@ class SkipDataclass(Pattern):
 
 
 class Square(FeedForward):
-    def __init__(self, dim: int, bias: bool, *, power: int = 2):
+    def __init__(self, given: Given, *, power: int = 2):
         super().__init__()
         self.power = power
-        self.inner, self.out = nn.Linear(dim, dim, bias=bias), nn.Linear(dim, dim, bias=bias)
+        self.inner, self.out = (nn.Linear(given.dim, given.dim, bias=given.bias) for _ in range(2))
 
     def forward(self, x, context):
         return self.out(self.inner(x) ** self.power)

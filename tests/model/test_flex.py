@@ -5,9 +5,10 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 from zoo import build, documents_of, random_tokens, singles, small, twin
 
-from ablate.model.axes.pattern import PATTERNS, Layout, document_runs
+from ablate.model.axes.pattern import PATTERNS
 from ablate.model.kernels import flex
 from ablate.model.kernels.flex import block_mask
+from ablate.model.masks import Layout, document_runs
 
 SHAPES = {  # documents of each row; None: nobody told
     "one document": None,

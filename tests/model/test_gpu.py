@@ -5,13 +5,27 @@ import sys
 
 import pytest
 import torch
-from zoo import build, documents_of, kernels_here, label, labels, models, nodes, random_tokens, singles, small, twin
+from zoo import (
+    build,
+    documents_of,
+    given,
+    kernels_here,
+    label,
+    labels,
+    models,
+    nodes,
+    random_tokens,
+    singles,
+    small,
+    twin,
+)
 
 from ablate.generation import generate_tokens
-from ablate.model.axes.pattern import PATTERNS, Layout, document_runs
+from ablate.model.axes.pattern import PATTERNS
 from ablate.model.axes.position import POSITIONS
-from ablate.model.kernels.kernel import KERNELS, Place, Scores, choose_kernel, objection
+from ablate.model.kernels import KERNELS, Place, Scores, choose_kernel
 from ablate.model.loss import next_token_loss
+from ablate.model.masks import Layout, document_runs
 
 LENGTH, WIDTH = 300, 64  # no multiple of a block; heads as every kernel takes them
 OTHERS = [name for name in KERNELS if name != "reference"]
@@ -57,7 +71,7 @@ def layout_of(documents: torch.Tensor | None, length: int, device: str, most: in
 def check(kernel: str, scores: Scores, layout: Layout, dtype: torch.dtype, batch: int = 2) -> None:
     """Output and gradients are the reference's in fp32; or a skip where the kernel says that it cannot."""
     device, length = layout.query.device, layout.query.shape[-1]
-    reason = objection(kernel, scores, Place(device.type, dtype, gradient=True))
+    reason = KERNELS[kernel].refusal(scores, Place(device.type, dtype, gradient=True))
     if reason is not None:
         pytest.skip(f"{kernel}: {reason}")
     generator = torch.Generator().manual_seed(0)
@@ -68,7 +82,7 @@ def check(kernel: str, scores: Scores, layout: Layout, dtype: torch.dtype, batch
     results = []
     for each, precision in ((KERNELS["reference"], FP32), (KERNELS[kernel], dtype)):
         leaves = [part.to(precision).requires_grad_() for part in parts]
-        out = each(*leaves, each.prepare(scores, layout, precision), scores)
+        out = each(*leaves, each.make_mask(scores, layout, precision), scores)
         results.append([out, *torch.autograd.grad((out * direction.to(precision)).sum(), leaves)])
     for name, expected, found in zip(("out", "query", "key", "value"), *results, strict=True):
         assert distance(found, expected) < CLOSE[dtype], name
@@ -89,7 +103,7 @@ def test_output_and_gradients_are_the_references(device, kernel, pattern, attent
 @pytest.mark.parametrize("biased", [False, True])
 @EVERYWHERE
 def test_soft_caps_and_biases(device, kernel, softcap, biased):
-    bias = POSITIONS.build({"name": "alibi"}, 4 * WIDTH, 4, WIDTH, LENGTH).bias if biased else None
+    bias = POSITIONS.build({"name": "alibi"}, given(heads=4)).bias if biased else None
     scores = Scores(PATTERNS.build({"name": "full"}), 4, 2, WIDTH, softcap, bias)
     check(kernel, scores, layout_of(DOCUMENTS["packed"], LENGTH, device), BF16)
 
@@ -148,7 +162,7 @@ def joined(parts: list[torch.Tensor]) -> torch.Tensor:
 def test_hidden_states_and_loss_compile_to_one_graph(device, kernel, pattern):
     place = Place(device, BF16, gradient=True)
     scores = [layer.scores for layer in build(dim=128, pattern=pattern).layers]
-    if any(objection(kernel, s, place) for s in scores):
+    if any(KERNELS[kernel].refusal(s, place) for s in scores):
         pytest.skip(f"{kernel} refuses")
     model, batch = build(kernel=kernel, dim=128, context=LENGTH, pattern=pattern).to(device), batch_on(device)
 
@@ -183,7 +197,7 @@ def test_greedy_generation_is_the_same_with_a_cache(device, pattern):
 def test_the_same_step_twice(kernel, record_property):
     """To be read, not held to: the backward pass of FlashAttention adds in any order."""
     scores = Scores(PATTERNS.build({"name": "full"}), 4, 2, 32)
-    if objection(kernel, scores, Place("cuda", BF16, gradient=True)):
+    if KERNELS[kernel].refusal(scores, Place("cuda", BF16, gradient=True)):
         pytest.skip(f"{kernel} refuses")
     model, batch = build(kernel=kernel, dim=128, context=LENGTH).to("cuda"), batch_on("cuda")
     first, second = loss_and_gradients(model, batch), loss_and_gradients(model, batch)

@@ -8,7 +8,7 @@ from zoo import build, random_tokens, small, twin
 
 from ablate.errors import AblateError
 from ablate.model.axes.pattern import PATTERNS
-from ablate.model.kernels.kernel import Place, Scores, choose_kernel
+from ablate.model.kernels import Place, Scores, choose_kernel
 
 REFUSED_AT_BUILD = {
     "sdpa has no soft-cap": ("sdpa", {"attention": small("attention", "gqa", softcap=5.0)}, "has no soft-cap"),

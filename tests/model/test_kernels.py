@@ -1,12 +1,14 @@
 """Law 6: kernels agree with the reference, and the reference with a double loop."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from zoo import (
     build,
     documents_of,
+    given,
     gradients,
     kernels_here,
     label,
@@ -22,10 +24,10 @@ from zoo import (
 
 from ablate.errors import AblateError
 from ablate.model.axes.attention import ATTENTIONS
-from ablate.model.axes.pattern import PATTERNS, Layout, dense_mask
-from ablate.model.axes.position import Position
-from ablate.model.decoder import ForwardContext
-from ablate.model.kernels.kernel import KERNELS, Place, Reference, Scores, objection
+from ablate.model.axes.pattern import PATTERNS
+from ablate.model.context import ForwardContext
+from ablate.model.kernels import KERNELS, Place, Scores
+from ablate.model.masks import Layout, dense_mask
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 TRAINING = [name for name in kernels_here(gradient=True) if name != "reference"]
@@ -36,7 +38,7 @@ def pair(kernel: str, gradient: bool, **axes):
     """The same weights under the reference and under `kernel`; or a skip where that says that it cannot."""
     reference = build(kernel="reference", **axes)
     place = Place("cpu", torch.float32, gradient)
-    reasons = [objection(kernel, layer.scores, place) for layer in reference.layers]
+    reasons = [KERNELS[kernel].refusal(layer.scores, place) for layer in reference.layers]
     if any(reasons):
         with pytest.raises(AblateError, match=f"model.kernel={kernel}"):
             twin(reference, kernel=kernel)(random_tokens(1, 2))
@@ -103,14 +105,13 @@ def test_options_of_attention_mean_the_same_to_every_kernel(kernel, pattern, pos
     torch.testing.assert_close(other(tokens, documents=documents), expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize("kernel", INFERRING)
+@pytest.mark.parametrize("kernel", [name for name in INFERRING if KERNELS[name].softcap])
 @torch.no_grad()
 def test_layers_that_differ_in_their_soft_cap_alone_keep_it(kernel):
     """They share a mask."""
     attention = {"cycle": [small("attention", "gqa", softcap=cap) for cap in (0.2, 5.0)]}
-    if KERNELS[kernel].softcap:
-        reference, other = pair(kernel, False, attention=attention)
-        torch.testing.assert_close(other(random_tokens(2, 20)), reference(random_tokens(2, 20)), **TOLERANCE)
+    reference, other = pair(kernel, False, attention=attention)
+    torch.testing.assert_close(other(random_tokens(2, 20)), reference(random_tokens(2, 20)), **TOLERANCE)
 
 
 @pytest.mark.parametrize("row", models(), ids=labels)
@@ -175,8 +176,8 @@ def test_the_reference_is_a_double_loop(kv_heads, name, documents):
     start = [document.tolist().index(d) for d in document.tolist()]
     index = (torch.arange(length) - torch.tensor(start)).unsqueeze(0)
     layout = Layout(index, index, document.unsqueeze(0), document.unsqueeze(0))
-    kernel = Reference()
-    found = kernel(q, k, v, kernel.prepare(scores, layout, torch.float64), scores)
+    kernel = KERNELS["reference"]
+    found = kernel(q, k, v, kernel.make_mask(scores, layout, torch.float64), scores)
 
     for b in range(2):
         for h in range(heads):
@@ -196,7 +197,7 @@ def test_the_reference_is_a_double_loop(kv_heads, name, documents):
 @pytest.mark.parametrize("kernel", kernels_here(gradient=True))
 def test_multi_head_attention_is_torchs(kernel):
     """Forward and backward, weights copied into torch.nn.MultiheadAttention."""
-    ours = stirred(ATTENTIONS.build({"name": "mha"}, 32, 4, True))
+    ours = stirred(ATTENTIONS.build({"name": "mha"}, given(bias=True)))
     theirs = torch.nn.MultiheadAttention(32, 4, batch_first=True)
     with torch.no_grad():
         parts = (ours.query, ours.key, ours.value)
@@ -206,8 +207,8 @@ def test_multi_head_attention_is_torchs(kernel):
     pattern, index = PATTERNS.build(small("pattern", "local")), torch.arange(12).unsqueeze(0)
     layout = Layout(index, index, square=True)
     compute, scores = KERNELS[kernel], Scores(pattern, 4, 4, 8)
-    mask = compute.prepare(scores, layout, torch.float32)
-    context = ForwardContext(0, scores, Position(32, 4, 8, 12), None, compute, mask)
+    mask = compute.make_mask(scores, layout, torch.float32)
+    context = ForwardContext(0, scores, lambda x: x, compute, mask)
     x = torch.randn(2, 12, 32, requires_grad=True)
     expected, _ = theirs(x, x, x, attn_mask=~dense_mask(pattern, layout)[0, 0], need_weights=False)
     found = ours(x, context)
@@ -218,11 +219,55 @@ def test_multi_head_attention_is_torchs(kernel):
     torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-5)
 
 
+DECODING = [name for name, kernel in KERNELS.items() if kernel.decoding_only]
+
+
+@pytest.mark.parametrize("row", models(), ids=labels)
+@pytest.mark.parametrize("kernel", DECODING)
+@torch.no_grad()
+def test_decoding_kernels_agree_with_the_reference(kernel, row):
+    """One token a row at a time, past windows, in a ragged batch."""
+    reference = build(kernel="reference", **row)
+    step = Place("cpu", torch.float32, gradient=False, cached=True, tokens=1)
+    if any(KERNELS[kernel].refusal(layer.scores, step) for layer in reference.layers):
+        pytest.skip(f"{kernel} refuses")
+    other, tokens = twin(reference, kernel="auto"), random_tokens(2, 20)
+    other._kernels[replace(step, compiled=False)] = [kernel] * other.config.depth
+    caches = [model.new_cache(2, 20) for model in (reference, other)]
+    for at in range(20):
+        documents = torch.tensor([[0], [0 if at < 7 or at > 11 else -1]])
+        real = documents[:, 0] >= 0
+        ragged = None if real.all() else documents
+        expected, found = (
+            model(tokens[:, at : at + 1], documents=ragged, cache=cache)
+            for model, cache in zip((reference, other), caches, strict=True)
+        )
+        torch.testing.assert_close(found[real], expected[real], **TOLERANCE)
+
+
+CHOSEN_ON_A_CPU = {
+    "training in fp32": (Place("cpu", torch.float32, True, tokens=64), "sdpa"),
+    "training in bf16": (Place("cpu", torch.bfloat16, True, tokens=512), "grouped"),
+    "training in bf16, long rows": (Place("cpu", torch.bfloat16, True, tokens=513), "sdpa"),
+    "a prompt": (Place("cpu", torch.bfloat16, False, True, tokens=64), "sdpa"),
+    "a step in fp32": (Place("cpu", torch.float32, False, True, tokens=1), "sdpa"),
+    "a step in bf16": (Place("cpu", torch.bfloat16, False, True, tokens=1), "shared_rows"),
+    "a compiled step": (Place("cpu", torch.float32, False, True, tokens=1, compiled=True), "sums"),
+}
+
+
+@pytest.mark.parametrize(("place", "kernel"), CHOSEN_ON_A_CPU.values(), ids=CHOSEN_ON_A_CPU)
+def test_what_auto_chooses_on_a_cpu_is_told(place, kernel):
+    assert build().kernels(place) == [kernel] * 2
+    assert build(kernel="reference").kernels(place) == ["reference"] * 2
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "grouped"])
 @pytest.mark.parametrize("attention", ATTENTIONS.names())
 @pytest.mark.parametrize("masked", [False, True])
-def test_sdpa_trains_in_bf16_as_the_reference_does_in_fp32(attention, masked):
-    """Logits and gradients, packed or not; the low-precision path of the CPU is another formula."""
-    model = build(attention=small("attention", attention), kernel="sdpa")
+def test_a_kernel_trains_in_bf16_as_the_reference_does_in_fp32(attention, masked, kernel):
+    """Logits and gradients, packed or not."""
+    model = build(attention=small("attention", attention), kernel=kernel)
     judge = build(attention=small("attention", attention), kernel="reference")
     judge.load_state_dict(model.state_dict())
     tokens = torch.randint(model.config.vocab_size, (2, model.config.context))
@@ -237,8 +282,9 @@ def test_sdpa_trains_in_bf16_as_the_reference_does_in_fp32(attention, masked):
         assert (got.grad - wanted.grad).norm() <= 0.05 * wanted.grad.norm(), name
 
 
-def test_a_token_after_a_cache_sees_all_of_it_in_bf16_with_gradients_on():
-    model = build(kernel="sdpa")
+@pytest.mark.parametrize("kernel", ["auto", "sdpa", "grouped"])
+def test_a_token_after_a_cache_sees_all_of_it_in_bf16_with_gradients_on(kernel):
+    model = build(kernel=kernel)
     tokens = torch.randint(model.config.vocab_size, (2, 9))
     cache = model.new_cache(2, 9)
     with torch.autocast("cpu", torch.bfloat16):

@@ -6,6 +6,7 @@ from torch import nn
 from zoo import (
     build,
     documents_of,
+    given,
     gradients,
     label,
     labels,
@@ -83,7 +84,7 @@ def test_absolute_positions_notice_a_shift(name):
 
 
 def rotated(x, positions, theta=10000.0):
-    rope = POSITIONS.build({"name": "rope", "theta": theta}, 32, 4, x.shape[-1], 64)
+    rope = POSITIONS.build({"name": "rope", "theta": theta}, given(head_dim=x.shape[-1]))
     return rope.rotate(x, rope.rotation(positions))
 
 
@@ -101,7 +102,7 @@ def test_rope_turns_each_pair_of_channels_by_its_own_angle():
 @pytest.mark.parametrize("fraction, width", [(0.25, 2), (0.5, 4), (1.0, 8)])
 def test_partial_rope_turns_the_first_channels_and_leaves_the_others(fraction, width):
     x, positions = torch.randn(2, 16, 4, 8), torch.randint(0, 2000, (2, 16))
-    rope = POSITIONS.build({"name": "rope", "fraction": fraction}, 32, 4, 8, 64)
+    rope = POSITIONS.build({"name": "rope", "fraction": fraction}, given())
     found = rope.rotate(x, rope.rotation(positions))
     torch.testing.assert_close(found[..., :width], rotated(x[..., :width], positions), rtol=0, atol=1e-5)
     assert torch.equal(found[..., width:], x[..., width:])
@@ -109,15 +110,15 @@ def test_partial_rope_turns_the_first_channels_and_leaves_the_others(fraction, w
 
 def test_linear_interpolation_divides_positions():
     x, positions = torch.randn(2, 16, 4, 8), torch.randint(0, 500, (2, 16))
-    linear = POSITIONS.build({"name": "rope_linear", "factor": 4}, 32, 4, 8, 64)
+    linear = POSITIONS.build({"name": "rope_linear", "factor": 4}, given())
     found = linear.rotate(x, linear.rotation(4 * positions))
     torch.testing.assert_close(found, rotated(x, positions), rtol=0, atol=1e-4)
 
 
 def test_llama3_scaling_slows_slow_pairs_only():
     """Turns in the original context: more than 4 stay, fewer than 1 are slowed 8 times, those between blended."""
-    scaled = POSITIONS.build({"name": "rope_llama3"}, 4096, 32, 128, 8192).frequencies(torch.device("cpu"))
-    plain = POSITIONS.build({"name": "rope", "theta": 5e5}, 4096, 32, 128, 8192).frequencies(torch.device("cpu"))
+    scaled = POSITIONS.build({"name": "rope_llama3"}, given(head_dim=128)).frequencies(torch.device("cpu"))
+    plain = POSITIONS.build({"name": "rope", "theta": 5e5}, given(head_dim=128)).frequencies(torch.device("cpu"))
     turns, ratio = 8192 * plain / (2 * torch.pi), scaled / plain
     assert ratio[turns >= 4].eq(1).all() and (turns >= 4).any()
     torch.testing.assert_close(ratio[turns <= 1], torch.full_like(ratio[turns <= 1], 1 / 8))
@@ -137,7 +138,7 @@ def test_llama3_scaling_slows_slow_pairs_only():
     ],
 )
 def test_alibi_has_the_slopes_of_the_paper(heads, slopes):
-    alibi = POSITIONS.build({"name": "alibi"}, 8 * heads, heads, 8, 64)
+    alibi = POSITIONS.build({"name": "alibi"}, given(heads=heads))
     found = alibi.bias(torch.arange(heads), torch.tensor(7), torch.tensor(6))
     torch.testing.assert_close(found, -torch.tensor(slopes), rtol=1e-6, atol=0)
     assert torch.equal(alibi.bias(torch.arange(heads), torch.tensor(7), torch.tensor(4)), 3 * found)
@@ -183,7 +184,7 @@ def test_rope_is_llamas_with_the_channels_in_another_order():
 
 def test_sinusoids_are_those_of_the_paper():
     """PE(p, 2i) = sin(p / 10000^(2i/D)), PE(p, 2i+1) = cos(...), on embeddings times sqrt(D)."""
-    sinusoidal = POSITIONS.build({"name": "sinusoidal"}, 6, 1, 6, 64)
+    sinusoidal = POSITIONS.build({"name": "sinusoidal"}, given(dim=6))
     x, positions = torch.randn(1, 3, 6), torch.tensor([[0, 5, 60]])
     found = sinusoidal.embed(x, positions) - x * 6**0.5
     for t, position in enumerate(positions[0].tolist()):
@@ -204,7 +205,7 @@ def test_absolute_positions_are_added_once_though_head_widths_differ_between_lay
 
 
 def normed(name, x, dim=24, seed=None, **options):
-    norm = NORMS.build({"name": name, **options}, dim)
+    norm = NORMS.build({"name": name, **options}, given(dim=dim))
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -258,7 +259,7 @@ def test_the_compiled_form_of_rmsnorm_is_the_eager_form(monkeypatch):
 
 @pytest.mark.parametrize("name", NORMS.names())
 def test_gradients_of_norms_are_right_in_float64(name):
-    norm = NORMS.build({"name": name}, 6).double()
+    norm = NORMS.build({"name": name}, given(dim=6)).double()
     with torch.no_grad():
         for parameter in norm.parameters():
             parameter.copy_(torch.randn(6))
@@ -282,7 +283,7 @@ def test_norms_under_autocast_are_close_to_fp32(name):
 
 def test_rmsnorm_under_autocast_leaves_in_bf16_and_its_gradient_comes_back_in_fp32():
     x = torch.randn(4, 8, 24, requires_grad=True)
-    norm = NORMS.build({"name": "rmsnorm"}, 24)
+    norm = NORMS.build({"name": "rmsnorm"}, given(dim=24))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = norm(x)
     assert y.dtype == torch.bfloat16
@@ -500,8 +501,8 @@ def test_positions_far_out_stay_exact_in_a_bf16_model(name):
     """Angles in bf16 are wrong by whole turns from position 256 on: frequencies stay in fp32."""
     positions = torch.tensor([[0, 3, 255, 1021, 4093]])
     x, q = torch.randn(1, 5, 32), torch.randn(1, 5, 4, 8)
-    exact = POSITIONS.build(small("position", name), 32, 4, 8, 5000)
-    model = nn.ModuleList([POSITIONS.build(small("position", name), 32, 4, 8, 5000)])
+    exact = POSITIONS.build(small("position", name), given(context=5000))
+    model = nn.ModuleList([POSITIONS.build(small("position", name), given(context=5000))])
     model[0].load_state_dict(exact.state_dict())
     low = model.to(torch.bfloat16)[0]
     near = {"rtol": 0, "atol": 0.1}

@@ -22,9 +22,10 @@ from zoo import (
     visible,
 )
 
-from ablate.model.axes.pattern import PATTERNS, Layout, Pattern, dense_mask, document_runs
+from ablate.model.axes.pattern import PATTERNS
 from ablate.model.axes.position import POSITIONS, Position
 from ablate.model.cache import BEYOND
+from ablate.model.masks import Layout, Pattern, dense_mask, document_runs
 
 LENGTHS = [5, 1, 9, 3, 6]
 TOLERANCE = {"rtol": 0, "atol": 1e-5}

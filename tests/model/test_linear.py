@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from zoo import build, random_tokens
 
 from ablate.model import linear as module
-from ablate.model.linear import JointInputs, linear
+from ablate.model.kernels import linear as products
+from ablate.model.kernels.linear import linear
+from ablate.model.linear import JointInputs
 
 
 @pytest.fixture(params=[True, False], ids=["parts", "whole"])
 def by_parts(request, monkeypatch):
-    monkeypatch.setattr(module, "MKL_IS_SLOW", request.param)
+    monkeypatch.setattr(products, "MKL_IS_SLOW", request.param)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -33,7 +35,7 @@ def test_products_of_few_rows(shape, bias, threads, by_parts, monkeypatch):
 @pytest.mark.parametrize("hardware", [True, False])
 @pytest.mark.parametrize("rows", [1, 2, 3, 40])
 def test_bf16_products(rows, hardware, monkeypatch):
-    monkeypatch.setattr(module, "HAS_BF16_PRODUCTS", hardware)
+    monkeypatch.setattr(products, "HAS_BF16_PRODUCTS", hardware)
     torch.manual_seed(0)
     x, weight = torch.randn(rows, 16).bfloat16(), torch.randn(24, 16).bfloat16()
     with torch.no_grad():

@@ -10,7 +10,7 @@ import ablate
 from ablate.compose import compose_config
 from ablate.errors import AblateError
 from ablate.model import memory
-from ablate.model.decoder import Decoder
+from ablate.model.decoder import Decoder, check_memory
 from ablate.training.parts import assemble
 
 GIB = 2**30
@@ -76,11 +76,11 @@ def test_the_line_is_drawn_at_what_there_is(monkeypatch):
         size = 4 * sum(p.numel() for p in Decoder(wide).parameters())
     monkeypatch.setattr(memory, "machine_memory", lambda: size - 1)
     with pytest.raises(AblateError, match="parameters take"):
-        memory.check_memory(wide)
+        check_memory(wide)
     monkeypatch.setattr(memory, "machine_memory", lambda: size)
-    memory.check_memory(wide)
+    check_memory(wide)
     with pytest.raises(AblateError, match="to train"):
-        memory.check_memory(wide, training=True)
+        check_memory(wide, training=True)
 
 
 def test_the_meta_device_has_room_for_everything(machine):

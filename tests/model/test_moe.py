@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
-from zoo import build, config, documents_of, random_tokens, small
+from zoo import build, config, documents_of, given, random_tokens, small
 
 from ablate.accounting import budget
 from ablate.errors import AblateError
 from ablate.model.axes.ffn import FFNS, Dense, FeedForward
-from ablate.model.decoder import Decoder, ForwardContext, Record
-from ablate.model.linear import _grouped
+from ablate.model.context import ForwardContext, Record
+from ablate.model.decoder import Decoder
+from ablate.model.given import Given
+from ablate.model.kernels.grouped import _grouped
 
 DIM = 16
 DENSE = [name for name in FFNS.names() if issubclass(FFNS.component(name), Dense)]
@@ -18,7 +20,7 @@ DENSE = [name for name in FFNS.names() if issubclass(FFNS.component(name), Dense
 
 def mixture(bias=True, seed=1, **options):
     """A mixture with its parameters, and its selection bias if it has one, at random."""
-    moe = FFNS.build({"name": "moe", "experts": 4, "hidden": 24, **options}, DIM, bias)
+    moe = FFNS.build({"name": "moe", "experts": 4, "hidden": 24, **options}, given(dim=DIM, bias=bias))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, tensor in sorted(moe.state_dict(keep_vars=True).items()):
@@ -54,7 +56,7 @@ def expert_weights(moe, number):
 def dense_like(moe):
     weights = moe.experts.out.weight
     bias = moe.experts.out.bias is not None
-    dense = type(moe.experts)(DIM, bias, hidden=weights.shape[2])
+    dense = type(moe.experts)(given(dim=DIM, bias=bias), hidden=weights.shape[2])
     if hasattr(dense, "approximate"):
         dense.approximate = moe.experts.approximate
     return dense
@@ -524,7 +526,7 @@ def test_the_budget_counts_what_one_token_meets(bias):
 
 
 class Square(FeedForward):
-    def __init__(self, dim: int, bias: bool, *, hidden: int = 2):
+    def __init__(self, given: Given, *, hidden: int = 2):
         super().__init__()
 
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from zoo import label, singles, visible
+from zoo import given, label, singles, visible
 
 from ablate.model.axes.attention import ATTENTIONS
-from ablate.model.axes.pattern import PATTERNS, document_runs
+from ablate.model.axes.pattern import PATTERNS
+from ablate.model.masks import document_runs
 from ablate.model.picture import SEEN, heads_picture, mask_picture, shaded
 
 
@@ -22,7 +23,7 @@ def test_a_mask_is_drawn_as_a_double_loop_has_it(node):
 
 
 def test_heads_are_drawn_over_the_keys_that_they_read():
-    gqa = ATTENTIONS.build({"name": "gqa", "kv_heads": 3}, 24, 6, False)
+    gqa = ATTENTIONS.build({"name": "gqa", "kv_heads": 3}, given(dim=24, heads=6))
     assert heads_picture(gqa).split("\n") == ["query       0 1 2 3 4 5", "key, value  0 0 1 1 2 2"]
 
 

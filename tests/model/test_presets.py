@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peers import PEERS, SIZE
-from zoo import stirred
+from zoo import given, stirred
 
 import ablate
 from ablate.compose import config_dir
@@ -105,7 +105,7 @@ def test_the_slopes_of_alibi_are_those_of_bloom(heads):
     bloom = pytest.importorskip("transformers.models.bloom.modeling_bloom")
     # `[heads, 1, keys]`: the slope times the place of the key, which for the last query is ours but for a constant
     theirs = bloom.build_alibi_tensor(torch.ones(1, 9), heads, torch.float32)
-    alibi = POSITIONS.build({"name": "alibi"}, 8 * heads, heads, 8, 9)
+    alibi = POSITIONS.build({"name": "alibi"}, given(heads=heads))
     ours = alibi.bias(torch.arange(heads).view(-1, 1, 1), torch.tensor(8), torch.arange(9))
     torch.testing.assert_close(ours - ours[..., :1], theirs, rtol=1e-6, atol=0)
 

@@ -10,7 +10,7 @@ from zoo import BASE, SCALARS, config, small
 from ablate.errors import AblateError
 from ablate.model.config import AXES, DecoderConfig, load_plugins, resolve_cycle
 from ablate.model.decoder import Decoder
-from ablate.model.kernels.kernel import KERNELS
+from ablate.model.kernels import KERNELS
 from ablate.registry import Axis
 
 COMPLETE = {**SCALARS, **{axis: {"name": name} for axis, name in BASE.items()}}
@@ -197,10 +197,13 @@ def test_every_component_says_what_it_is(axis, name):
     assert AXES[axis].component(name).__doc__
 
 
-def test_every_kernel_is_a_choice():
+def test_every_kernel_is_a_choice_but_those_that_only_decode():
     message = refusal(kernel="?")
-    assert all(kernel in message for kernel in ["auto", *KERNELS])
-    assert all(config(kernel=kernel).kernel == kernel for kernel in ["auto", *KERNELS])
+    choices = ["auto", *(name for name, kernel in KERNELS.items() if not kernel.decoding_only)]
+    assert all(kernel in message for kernel in choices)
+    assert all(config(kernel=kernel).kernel == kernel for kernel in choices)
+    for kernel in KERNELS.keys() - choices:
+        assert f"model.kernel='{kernel}': no such choice" in refusal(kernel=kernel)
 
 
 def test_a_whole_number_is_taken_where_a_fraction_is_wanted():
@@ -286,10 +289,10 @@ def test_a_name_is_given_once(axis):
 def test_a_plugin_registers_by_being_imported(enrol, tmp_path, monkeypatch):
     (tmp_path / "my_norms.py").write_text(
         "from torch import nn\n"
-        "from ablate.model.axes.norm import NORMS\n"
+        "from ablate.model import NORMS\n"
         "@NORMS.register('mine')\n"
         "class Mine(nn.Identity):\n"
-        "    def __init__(self, dim: int):\n"
+        "    def __init__(self, given):\n"
         "        super().__init__()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)

@@ -10,9 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from zoo import build, documents_of, gradients, random_tokens, small, twin
 
 from ablate.errors import AblateError
-from ablate.model.axes.pattern import PATTERNS, Layout, document_runs
-from ablate.model.kernels.kernel import KERNELS, Scores
+from ablate.model.axes.pattern import PATTERNS
+from ablate.model.kernels import KERNELS, Scores
 from ablate.model.kernels.varlen import Packed, _has_flash_attn, sequence_bounds
+from ablate.model.masks import Layout, document_runs
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 ROW = 20
@@ -89,7 +90,7 @@ def kernel(request, monkeypatch):
         monkeypatch.setattr("ablate.model.kernels.varlen.FLASH_ATTN", True)
     else:
         monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", function)
-    monkeypatch.setattr(Packed, "missing", lambda self: None)
+    monkeypatch.setattr(Packed, "_missing", lambda self: None)
     monkeypatch.setattr(Packed, "devices", None)
     monkeypatch.setattr(Packed, "dtypes", None)
     return name
@@ -109,7 +110,7 @@ def check(kernel, pattern, kv_heads, documents, length, softcap=None):
     parts = [torch.randn(2, length, heads, 8, requires_grad=True) for heads in (4, kv_heads, kv_heads)]
     direction, results = torch.randn(2, length, 4, 8), []
     for each in (KERNELS["reference"], KERNELS[kernel]):
-        out = each(*parts, each.prepare(scores, layout, torch.float32), scores)
+        out = each(*parts, each.make_mask(scores, layout, torch.float32), scores)
         results.append([out, *torch.autograd.grad((out * direction).sum(), parts)])
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, **TOLERANCE)

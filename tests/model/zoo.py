@@ -15,7 +15,8 @@ from ablate.errors import AblateError
 from ablate.model.axes.position import POSITIONS
 from ablate.model.config import AXES, DecoderConfig, load_plugins
 from ablate.model.decoder import Decoder
-from ablate.model.kernels.kernel import KERNELS, Place, objection
+from ablate.model.given import Given
+from ablate.model.kernels import KERNELS, Place
 
 load_plugins([module for module in os.environ.get("ABLATE_PLUGINS", "").split(",") if module])
 
@@ -144,6 +145,13 @@ def models() -> list[dict]:
     return all_pairs({axis: singles(axis) + (cycled[axis] if axis == "pattern" else cycled[axis][:1]) for axis in AXES})
 
 
+def given(**sizes) -> Given:
+    """What a component on its own is given."""
+    return Given(
+        **{"dim": 32, "heads": 4, "bias": False, "context": 64, "depth": 2, "layer": 0, "head_dim": 8, **sizes}
+    )
+
+
 # --- models --------------------------------------------------------------------------------------
 
 
@@ -180,7 +188,7 @@ def twin(model: Decoder, **changes) -> Decoder:
 def kernels_here(gradient: bool) -> list[str]:
     """The kernels that compute a plain layer here."""
     scores = Decoder(config()).layers[0].scores
-    return [name for name in KERNELS if objection(name, scores, Place("cpu", torch.float32, gradient)) is None]
+    return [name for name in KERNELS if KERNELS[name].refusal(scores, Place("cpu", torch.float32, gradient)) is None]
 
 
 def random_tokens(batch: int, length: int, seed: int = 0) -> Tensor:

@@ -323,10 +323,11 @@ def plugin(tmp_path, monkeypatch, registries):
     """A user's norm and its YAML, in folders of theirs."""
     (tmp_path / "code").mkdir()
     (tmp_path / "code/my_norms.py").write_text(
-        "import torch\nfrom torch import nn\nfrom ablate.model.axes.norm import NORMS\n\n"
+        "import torch\nfrom torch import nn\nfrom ablate.model import NORMS\n\n"
         '@NORMS.register("scalenorm")\nclass ScaleNorm(nn.Module):\n'
-        "    def __init__(self, dim: int, *, eps: float = 1e-5):\n"
-        "        super().__init__()\n        self.eps = eps\n        self.g = nn.Parameter(torch.tensor(dim**0.5))\n\n"
+        "    def __init__(self, given, *, eps: float = 1e-5):\n"
+        "        super().__init__()\n        self.eps = eps\n"
+        "        self.g = nn.Parameter(torch.tensor(given.dim**0.5))\n\n"
         "    def forward(self, x):\n        return self.g * x / (x.norm(dim=-1, keepdim=True) + self.eps)\n"
     )
     (tmp_path / "my_conf/model/norm").mkdir(parents=True)

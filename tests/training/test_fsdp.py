@@ -13,7 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 import ablate
 from ablate.compose import compose_config, plain
 from ablate.model.config import DecoderConfig
-from ablate.model.decoder import Decoder, Record
+from ablate.model.context import Record
+from ablate.model.decoder import Decoder
 from ablate.model.loss import next_token_loss
 from ablate.training.optimizer import adamw
 from ablate.training.sharding import ShardedStrategy, shard
@@ -42,8 +43,8 @@ from ablate.model.axes.norm import NORMS, RMSNorm
 
 @NORMS.register("scalar_norm")
 class ScalarNorm(RMSNorm):
-    def __init__(self, dim: int, *, eps: float = 1e-6, bias: bool = False):
-        super().__init__(dim, eps=eps, bias=bias)
+    def __init__(self, given, *, eps: float = 1e-6, bias: bool = False):
+        super().__init__(given, eps=eps, bias=bias)
         self.gain = torch.nn.Parameter(torch.tensor(1.0))
 """
 

@@ -156,9 +156,9 @@ def test_random_numbers_go_on_where_they_were(place, monkeypatch, registries):
     class Noisy(nn.Module):
         """Draws from torch's, numpy's and Python's generators while training."""
 
-        def __init__(self, dim: int):
+        def __init__(self, given):
             super().__init__()
-            self.weight = nn.Parameter(torch.ones(dim))
+            self.weight = nn.Parameter(torch.ones(given.dim))
 
         def forward(self, x):
             if self.training:

@@ -1,5 +1,6 @@
-"""Multi-head attention and its relatives that share keys and values, `[B, T, D] -> [B, T, D]`."""
+"""Multi-head attention, and its relatives that share keys and values: `[B, T, D] -> [B, T, D]`."""
 
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor
@@ -7,6 +8,8 @@ from torch import Tensor
 from ablate import check
 from ablate.errors import AblateError
 from ablate.model.axes.norm import RMSNorm
+from ablate.model.context import ForwardContext
+from ablate.model.given import Given
 from ablate.model.linear import JointInputs, Linear, joint_linear
 from ablate.registry import Axis
 
@@ -17,7 +20,7 @@ QKNorm = Literal["head", "width"] | None
 
 
 class Attention(JointInputs):
-    """`heads` query heads over `kv_heads` shared key and value heads. The last projection is called `out`.
+    """Query heads over `kv_heads` shared heads of keys and values.
 
     head_dim: width of a head; null: dim / heads.
     bias: true, false, or the projections that have one, such as [query, key, value] (Qwen 2); null: model.bias.
@@ -30,9 +33,7 @@ class Attention(JointInputs):
 
     def __init__(
         self,
-        dim: int,
-        heads: int,
-        model_bias: bool,
+        given: Given,
         kv_heads: int,
         head_dim: int | None,
         bias: Bias,
@@ -40,21 +41,21 @@ class Attention(JointInputs):
         qk_norm: QKNorm,
     ):
         super().__init__()
-        _check(dim, heads, kv_heads, head_dim, softcap)
-        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim or dim // heads
-        self.softcap, self.qk_norm = softcap, qk_norm
-        biased = _biased(model_bias if bias is None else bias)
-        query_width, key_width = heads * self.head_dim, kv_heads * self.head_dim
-        self.query = Linear(dim, query_width, bias="query" in biased)
-        self.key = Linear(dim, key_width, bias="key" in biased)
-        self.value = Linear(dim, key_width, bias="value" in biased)
-        self.out = Linear(query_width, dim, bias="out" in biased)
+        _check(given, kv_heads, head_dim)
+        self.heads, self.kv_heads, self.head_dim = given.heads, kv_heads, head_dim or given.dim // given.heads
+        self.softcap = check.number("model.attention.softcap", softcap, above=0, null=True)
+        self.qk_norm = qk_norm
+        biased = _biased(given.bias if bias is None else bias)
+        query_width, key_width = self.heads * self.head_dim, kv_heads * self.head_dim
+        self.query = Linear(given.dim, query_width, "query" in biased)
+        self.key = Linear(given.dim, key_width, "key" in biased)
+        self.value = Linear(given.dim, key_width, "value" in biased)
+        self.out = Linear(query_width, given.dim, "out" in biased, residual_out=True)
         if qk_norm is not None:
             widths = (self.head_dim, self.head_dim) if qk_norm == "head" else (query_width, key_width)
-            self.query_norm, self.key_norm = RMSNorm(widths[0]), RMSNorm(widths[1])
+            self.query_norm, self.key_norm = (RMSNorm(replace(given, dim=width)) for width in widths)
 
-    def forward(self, x: Tensor, context) -> Tensor:
-        """`x`: `[B, T, D]`; `context`: the forward context (masks, rotations, cache) at this layer."""
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         query, key, value = self.project(x)
         if self.qk_norm == "width":
             query, key = self._normed(query, key)
@@ -64,25 +65,24 @@ class Attention(JointInputs):
         return self.out(context.attend(query, key, value).flatten(-2))
 
     def project_many(self, x: Tensor) -> list[Tensor]:
-        return joint_linear(x, [self.query, self.key, self.value])
+        return joint_linear(x, self.input_maps())
 
     def _normed(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         return self.query_norm(query).to(query.dtype), self.key_norm(key).to(key.dtype)
 
 
-def _check(dim: int, heads: int, kv_heads: int, head_dim: int | None, softcap: float | None) -> None:
-    if head_dim is None and dim % heads:
+def _check(given: Given, kv_heads: int, head_dim: int | None) -> None:
+    if head_dim is None and given.dim % given.heads:
         raise AblateError(
-            f"model.dim={dim} is not divisible by model.heads={heads}: change one, or set model.attention.head_dim"
+            f"model.dim={given.dim} is not divisible by model.heads={given.heads}: change one, or set "
+            "model.attention.head_dim"
         )
-    if head_dim is not None and head_dim < 1:
-        raise AblateError(f"model.attention.head_dim={head_dim}: at least 1")
-    if kv_heads < 1 or heads % kv_heads:
+    check.whole("model.attention.head_dim", head_dim, 1, null=True)
+    if kv_heads < 1 or given.heads % kv_heads:
         raise AblateError(
-            f"model.attention.kv_heads={kv_heads} does not divide model.heads={heads}: "
-            f"choose one of {', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)}"
+            f"model.attention.kv_heads={kv_heads} does not divide model.heads={given.heads}: "
+            f"choose one of {', '.join(str(n) for n in range(1, given.heads + 1) if given.heads % n == 0)}"
         )
-    check.number("model.attention.softcap", softcap, above=0, null=True)
 
 
 def _biased(bias: bool | list[str]) -> tuple[str, ...]:
@@ -95,24 +95,22 @@ def _biased(bias: bool | list[str]) -> tuple[str, ...]:
 
 
 class _Fixed(Attention):
-    """Attention whose number of key and value heads is no option."""
+    """Attention that fixes the number of key and value heads."""
 
     def __init__(
         self,
-        dim: int,
-        heads: int,
-        model_bias: bool,
+        given: Given,
         *,
         head_dim: int | None = None,
         bias: Bias = None,
         softcap: float | None = None,
         qk_norm: QKNorm = None,
     ):
-        super().__init__(dim, heads, model_bias, self.shared(heads), head_dim, bias, softcap, qk_norm)
+        super().__init__(given, self.shared(given.heads), head_dim, bias, softcap, qk_norm)
 
     @staticmethod
     def shared(heads: int) -> int:
-        """How many heads of keys and values `heads` query heads share."""
+        """The number of key and value heads that `heads` query heads share."""
         raise NotImplementedError
 
 
@@ -129,14 +127,12 @@ class MultiHead(_Fixed):
 class GroupedQuery(Attention):
     """Groups of query heads share keys and values (Ainslie et al. 2023).
 
-    kv_heads: how many heads of keys and values there are; divides model.heads.
+    kv_heads: the number of key and value heads; divides model.heads.
     """
 
     def __init__(
         self,
-        dim: int,
-        heads: int,
-        model_bias: bool,
+        given: Given,
         *,
         kv_heads: int = 2,
         head_dim: int | None = None,
@@ -144,7 +140,7 @@ class GroupedQuery(Attention):
         softcap: float | None = None,
         qk_norm: QKNorm = None,
     ):
-        super().__init__(dim, heads, model_bias, kv_heads, head_dim, bias, softcap, qk_norm)
+        super().__init__(given, kv_heads, head_dim, bias, softcap, qk_norm)
 
 
 @ATTENTIONS.register("mqa")

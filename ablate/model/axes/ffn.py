@@ -6,7 +6,9 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablate.errors import AblateError
+from ablate import check
+from ablate.model.context import ForwardContext
+from ablate.model.given import Given
 from ablate.model.linear import JointInputs, Linear
 from ablate.registry import Axis
 
@@ -14,14 +16,14 @@ FFNS = Axis("model.ffn")
 
 
 class FeedForward(nn.Module):
-    """The contract: built from the model's width and bias; the last projection is called `out`."""
+    """The contract. The map that writes to the residual stream is made with `residual_out=True`."""
 
-    def forward(self, x: Tensor, context) -> Tensor:
-        """`x`: `[B, T, D]`; `context`: the forward context, which takes auxiliary losses; None takes none."""
+    def forward(self, x: Tensor, context: ForwardContext | None) -> Tensor:
+        """`x`: `[B, T, D]`. Auxiliary losses go to `context`; None takes none."""
         raise NotImplementedError
 
     def idle_parameters(self, tokens: int = 1) -> int:
-        """How many parameters none of `tokens` tokens passes through, though each may take a way of its own."""
+        """The number of parameters that stay unused even if each of `tokens` tokens chooses different experts."""
         return 0
 
     def after_step(self) -> None:
@@ -31,38 +33,37 @@ class FeedForward(nn.Module):
 class Dense(FeedForward, JointInputs):
     """out(activation(up(x))) (Vaswani et al. 2017), or with a gate, out(activation(gate(x), up(x))) (Shazeer 2020).
 
-    A subclass says which maps read x (`inputs`) and what becomes of them (`activation`, elementwise), no more: it
-    can then also be the expert of a mixture.
+    A subclass names the maps that read x (`inputs`) and defines `activation`, elementwise. If it overrides nothing
+    else, it can also be the expert of a mixture.
 
-    hidden: width between the maps; null: 4 dim, or with a gate 8/3 dim, which is as many parameters, up to a
-        multiple of 16.
+    hidden: width between the maps; null: 4 dim, or with a gate 8/3 dim, rounded up to a multiple of 16, which gives the
+        same number of parameters.
     """
 
     inputs: tuple[str, ...] = ("up",)
 
-    def __init__(self, dim: int, bias: bool, *, hidden: int | None = None):
+    def __init__(self, given: Given, *, hidden: int | None = None):
         super().__init__()
+        check.whole("model.ffn.hidden", hidden, 1, null=True)
         if hidden is None:
-            hidden = 4 * dim if len(self.inputs) == 1 else 16 * math.ceil(8 * dim / 48)
-        if hidden < 1:
-            raise AblateError(f"model.ffn.hidden={hidden}: at least 1")
+            hidden = 4 * given.dim if len(self.inputs) == 1 else 16 * math.ceil(8 * given.dim / 48)
         for name in self.inputs:
-            setattr(self, name, Linear(dim, hidden, bias=bias))
-        self.out = Linear(hidden, dim, bias=bias)
+            setattr(self, name, Linear(given.dim, hidden, given.bias))
+        self.out = Linear(hidden, given.dim, given.bias, residual_out=True)
 
     def activation(self, *projected: Tensor) -> Tensor:
         raise NotImplementedError
 
     def maps(self) -> list[nn.Module]:
         """Those that read x, then `out`."""
-        return [getattr(self, name) for name in (*self.inputs, "out")]
+        return [*self.input_maps(), self.out]
 
     def through(self, x: Tensor, maps: list[Callable[[Tensor], Tensor]]) -> Tensor:
-        """The formula, with `maps` in place of its own."""
+        """The same formula with other maps."""
         *inputs, out = maps
         return out(self.activation(*(project(x) for project in inputs)))
 
-    def forward(self, x: Tensor, context) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext | None) -> Tensor:
         return self.out(self.activation(*self.project(x)))
 
 
@@ -89,8 +90,8 @@ class GELU(Dense):
     tanh: the approximation by tanh, which GPT-2 used.
     """
 
-    def __init__(self, dim: int, bias: bool, *, hidden: int | None = None, tanh: bool = False):
-        super().__init__(dim, bias, hidden=hidden)
+    def __init__(self, given: Given, *, hidden: int | None = None, tanh: bool = False):
+        super().__init__(given, hidden=hidden)
         self.approximate = "tanh" if tanh else "none"
 
     def activation(self, up: Tensor) -> Tensor:
@@ -116,8 +117,8 @@ class GEGLU(Dense):
 
     inputs = ("gate", "up")
 
-    def __init__(self, dim: int, bias: bool, *, hidden: int | None = None, tanh: bool = False):
-        super().__init__(dim, bias, hidden=hidden)
+    def __init__(self, given: Given, *, hidden: int | None = None, tanh: bool = False):
+        super().__init__(given, hidden=hidden)
         self.approximate = "tanh" if tanh else "none"
 
     def activation(self, gate: Tensor, up: Tensor) -> Tensor:

@@ -12,22 +12,25 @@ from torch import Tensor, nn
 from ablate import check
 from ablate.errors import AblateError, did_you_mean
 from ablate.model.axes.ffn import FFNS, Dense, FeedForward
-from ablate.model.linear import GroupedLinear, compute_dtype, linear
+from ablate.model.context import ForwardContext
+from ablate.model.given import Given
+from ablate.model.kernels.grouped import TakeRows, by_group, one_by_one
+from ablate.model.kernels.linear import compute_dtype, linear
+from ablate.model.linear import GroupedLinear
 from ablate.registry import check_options
 
 KEY = "model.ffn"
-_LEAST_ROWS = 4  # the matrix products of a CPU sum a row in one order from so many rows on, and in another below
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Where N tokens go. Choices are in falling order of preference."""
+    """Which experts N tokens go to; the k choices of a token are in falling order of preference."""
 
     logits: Tensor  # [N, E] fp32
     probabilities: Tensor  # [N, E], their softmax
     experts: Tensor  # [N, k]
     gates: Tensor  # [N, k] fp32, the weights of the chosen experts' outputs
-    taken: Tensor  # [N, k, E], one-hot: True where the token chose the expert; all False on padding
+    taken: Tensor  # [N, k, E], True where the choice is the expert; all False on padding
     dropped: Tensor | None = None  # [N, k], True where the expert was full
 
 
@@ -45,22 +48,20 @@ class MixtureOfExperts(FeedForward):
     balance_loss: coefficient of E * sum_e f_e P_e, with f_e the share of all choices that fell on expert e, P_e its
         mean probability (Switch). 1 times the coefficient, in each layer, where the load is even.
     z_loss: coefficient of the mean of logsumexp(logits)^2 (ST-MoE, Zoph et al. 2022).
-    bias_update: what is added to, or taken from, an expert's selection bias after each step of the optimiser, as it
-        had less or more than the mean load. Experts are chosen by probability plus bias; gates do not know the bias
-        (Wang et al. 2024; DeepSeek-V3). Counts what passes through in training mode with gradients.
-    capacity_factor: in training each expert takes at most ceil(capacity_factor * N * top_k / experts) of a batch's N
-        tokens, first choices before second ones, then in the order of the batch; to the others it adds nothing
-        (GShard, Lepikhin et al. 2020). It couples the tokens of a batch, later ones to earlier ones and document to
-        document, so never in eval mode: what a model says does not hang on its neighbours in the batch. It
-        saves no time here: shapes are fixed, and what is dropped is computed and multiplied by 0.
+    bias_update: after each optimiser step, an expert's selection bias rises by this if the expert had less than the
+        mean load, and falls by it if more. Experts are chosen by probability plus bias; the gates ignore the bias
+        (Wang et al. 2024; DeepSeek-V3). The load counts the tokens of passes in training mode with gradients.
+    capacity_factor: in training, each expert takes at most ceil(capacity_factor * N * top_k / experts) of the N tokens
+        of a batch: first choices before second ones, then in the order of the batch. To the others it adds nothing
+        (GShard, Lepikhin et al. 2020). This makes the tokens of a batch depend on each other, across documents too, so
+        it is off in eval mode. It saves no time here: dropped tokens are computed, and multiplied by 0.
 
     Parameters: `router`, `experts` (maps named as the dense FFN's, weights `[E, out, in]`), `shared`.
     """
 
     def __init__(
         self,
-        dim: int,
-        bias: bool,
+        given: Given,
         *,
         experts: int = 8,
         top_k: int = 2,
@@ -74,26 +75,28 @@ class MixtureOfExperts(FeedForward):
         capacity_factor: float | None = None,
     ):
         super().__init__()
-        _check_counts(experts, top_k, softmax, capacity_factor)
-        _check_not_negative(
-            shared_experts=shared_experts, balance_loss=balance_loss, z_loss=z_loss, bias_update=bias_update
-        )
+        _check_counts(experts, top_k, softmax)
+        check.whole(f"{KEY}.shared_experts", shared_experts, 0)
+        for option, value in (("balance_loss", balance_loss), ("z_loss", z_loss), ("bias_update", bias_update)):
+            check.number(f"{KEY}.{option}", value, least=0)
+        check.number(f"{KEY}.capacity_factor", capacity_factor, above=0, null=True)
         self.top_k, self.softmax = top_k, softmax
         self.balance_loss, self.z_loss, self.capacity_factor = balance_loss, z_loss, capacity_factor
         dense, options = _expert(expert, hidden)
-        self.router = nn.Linear(dim, experts, bias=False)
-        self.experts = dense(dim, bias, **options)
+        self.router = nn.Linear(given.dim, experts, bias=False)
+        self.experts = dense(given, **options)
         width = shared_experts * self.experts.out.in_features
-        self.shared = dense(dim, bias, **{**options, "hidden": width}) if shared_experts else None
+        self.shared = dense(given, **{**options, "hidden": width}) if shared_experts else None
         for name in (*dense.inputs, "out"):
             one = getattr(self.experts, name)
-            setattr(self.experts, name, GroupedLinear(experts, one.in_features, one.out_features, bias))
+            sizes = (one.in_features, one.out_features, given.bias)
+            setattr(self.experts, name, GroupedLinear(experts, *sizes, residual_out=one.residual_out))
         self.bias_update = bias_update
         if bias_update:
             self.register_buffer("selection_bias", torch.zeros(experts))
             self.register_buffer("load", torch.zeros(experts, dtype=torch.int64), persistent=False)
 
-    def forward(self, x: Tensor, context) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext | None) -> Tensor:
         tokens = x.flatten(0, 1)
         real = None if context is None or context.real is None else context.real.flatten()
         routing = self._route(tokens, real)
@@ -120,9 +123,9 @@ class MixtureOfExperts(FeedForward):
         return routing if self.capacity_factor is None or not self.training else self._drop(routing, real)
 
     def _logits(self, x: Tensor) -> Tensor:
-        """In fp32 whatever else is not: rounding would choose other experts."""
+        """Always in fp32: rounding would choose other experts."""
         wide, weight = torch.promote_types(x.dtype, torch.float32), self.router.weight
-        if x.is_meta:  # which autocast does not know
+        if x.is_meta:  # autocast does not know the meta device
             return F.linear(x.to(wide), weight.to(wide))
         with torch.autocast(x.device.type, enabled=False):
             return linear(x.to(wide), weight.to(wide), None)
@@ -141,43 +144,29 @@ class MixtureOfExperts(FeedForward):
     # --- experts -----------------------------------------------------------------------------------
 
     def _mix(self, x: Tensor, routing: Routing) -> Tensor:
-        """Rows are sorted by expert, go through, and come back: `[N, D] -> [N, D]`."""
+        """Sorts the rows by expert, sends them through, and puts them back: `[N, D] -> [N, D]`."""
         dtype = compute_dtype(x)
         chosen = routing.experts.flatten()
         order = chosen.argsort(stable=True)
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
-        rows = _Take.apply(x.to(dtype), order // self.top_k, place, self.top_k)
+        rows = TakeRows.apply(x.to(dtype), order // self.top_k, place, self.top_k)
         group = chosen[order]
         number = torch.arange(self.router.out_features, device=x.device)
         ends = torch.searchsorted(group, number, right=True, out_int32=True)
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            rows = self._one_by_one(rows, ends)
+        maps = self.experts.maps()
+        if by_group(rows):
+            of_each = list(zip(*(one.unbind(dtype) for one in maps), strict=True))
+            rows = one_by_one(rows, ends, of_each, self.experts.through)
         else:
-            maps = [partial(project, group=group, ends=ends) for project in self.experts.maps()]
-            rows = self.experts.through(rows, maps)
-        outputs = _Take.apply(rows, place, order, 1).view(*routing.experts.shape, -1)
+            rows = self.experts.through(rows, [partial(one, group=group, ends=ends) for one in maps])
+        outputs = TakeRows.apply(rows, place, order, 1).view(*routing.experts.shape, -1)
         return (outputs * routing.gates.unsqueeze(-1)).sum(1).to(dtype)
 
-    def _one_by_one(self, x: Tensor, ends: Tensor) -> Tensor:
-        """On a CPU the quickest, and there a row's result does not hang on how many share its expert."""
-        sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
-        experts = zip(*(project.unbind(x.dtype) for project in self.experts.maps()), strict=True)
-        parts = zip(x.split(sizes), experts, strict=True)
-        return torch.cat([self._one(part, weights) for part, weights in parts if len(part)])
+    # --- losses and statistics -----------------------------------------------------------------------
 
-    def _one(self, x: Tensor, weights: tuple[tuple[Tensor, Tensor | None], ...]) -> Tensor:
-        if len(x) < _LEAST_ROWS:
-            return self._one(F.pad(x, (0, 0, 0, _LEAST_ROWS - len(x))), weights)[: len(x)]
-        product = (
-            linear if torch.is_grad_enabled() else F.linear
-        )  # ours has another way for few rows, and another order
-        return self.experts.through(x, [partial(product, weight=weight, bias=bias) for weight, bias in weights])
-
-    # --- what it leaves beside -----------------------------------------------------------------------
-
-    def _report(self, routing: Routing, real: Tensor | None, context, shape: torch.Size) -> None:
+    def _report(self, routing: Routing, real: Tensor | None, context: ForwardContext, shape: torch.Size) -> None:
         weight = torch.ones_like(routing.logits[:, 0]) if real is None else real.to(routing.logits.dtype)
-        weight = weight / weight.sum().clamp(min=1)  # of each token in a mean over the real ones
+        weight = weight / weight.sum().clamp(min=1)  # of each token, in means over the real ones
         load = routing.taken.sum((0, 1))
         if self.balance_loss:
             share = load / load.sum().clamp(min=1)
@@ -209,26 +198,6 @@ class MixtureOfExperts(FeedForward):
         self.load.zero_()
 
 
-class _Take(torch.autograd.Function):
-    """Rows of x by index, each row of x taken `copies` times: `[N, D] -> [N copies, D]`.
-
-    back: `[N copies]`, where each copy of the first row went, of the second, ... With it the gradient is a gather and
-    a sum in fixed order: scattered additions are slower on a GPU, and come out in any order.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, rows: Tensor, back: Tensor, copies: int) -> Tensor:
-        ctx.save_for_backward(back)
-        ctx.copies = copies
-        return x.index_select(0, rows)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        (back,) = ctx.saved_tensors
-        taken = grad.index_select(0, back)
-        return (taken if ctx.copies == 1 else taken.unflatten(0, (-1, ctx.copies)).sum(1)), None, None, None
-
-
 # --- checks ----------------------------------------------------------------------------------------
 
 
@@ -236,7 +205,7 @@ def _expert(node: str | dict, hidden: int | None) -> tuple[type[Dense], dict[str
     """The class of the experts, and its options.
 
     Raises:
-        AblateError: it is not a dense FFN, or has no such option; a width given twice.
+        AblateError: it is not a dense FFN, or has no such option; the width is given twice.
     """
     given = dict(node) if isinstance(node, dict) else {"name": node}
     name = given.pop("name", None)
@@ -253,20 +222,11 @@ def _expert(node: str | dict, hidden: int | None) -> tuple[type[Dense], dict[str
     return dense[name], check_options(f"{KEY}.expert", f"'{name}'", dense[name], given)
 
 
-def _check_counts(experts: int, top_k: int, softmax: str, capacity_factor: float | None) -> None:
-    if experts < 1:
-        raise AblateError(f"{KEY}.experts={experts}: at least 1")
-    if not 1 <= top_k <= experts:
-        raise AblateError(f"{KEY}.top_k={top_k}: expected 1 to {experts}, the number of experts ({KEY}.experts)")
+def _check_counts(experts: int, top_k: int, softmax: str) -> None:
+    check.whole(f"{KEY}.experts", experts, 1)
+    check.whole(f"{KEY}.top_k", top_k, 1, experts, hint=f"{KEY}.experts={experts}")
     if softmax == "after" and top_k == 1 < experts:
         raise AblateError(
             f"{KEY}.softmax=after: with {KEY}.top_k=1 every gate is 1, and the router would never learn; "
             f"set {KEY}.softmax=before"
         )
-    check.number(f"{KEY}.capacity_factor", capacity_factor, above=0, null=True)
-
-
-def _check_not_negative(**options: float) -> None:
-    for name, value in options.items():
-        if not value >= 0:
-            raise AblateError(f"{KEY}.{name}={value}: expected 0 or more")

@@ -1,26 +1,34 @@
-"""Placement: how norm, sublayer and residual are wired, `[B, T, D] -> [B, T, D]`."""
+"""Placement: how norms, sublayers and the residual stream are wired, `[B, T, D] -> [B, T, D]`."""
 
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from ablate import check
+from ablate.model.context import ForwardContext
+from ablate.model.given import Given
 from ablate.registry import Axis
 
 PLACEMENTS = Axis("model.placement")
 
 
 class Block(nn.Module):
-    """The contract: built from its two sublayers and a maker of norms.
+    """The contract: a block is built from its two sublayers and a function that makes its norms.
 
-    residual_scale: what a sublayer adds to the residual stream is multiplied by it (Granite, 2024). Under `post`
-        a scale of 1 / alpha is DeepNorm's residual weight alpha (Wang et al. 2022).
+    residual_scale: multiplies what a sublayer adds to the residual stream (Granite, 2024). Under `post`, a scale of
+        1 / alpha is DeepNorm's residual weight alpha (Wang et al. 2022).
     """
 
-    final_norm = True  # whether the stack still needs a norm before the head
+    final_norm = True  # whether the decoder needs a norm between the last block and the head
 
     def __init__(
-        self, attention: nn.Module, ffn: nn.Module, norm: Callable[[], nn.Module], *, residual_scale: float = 1.0
+        self,
+        given: Given,
+        attention: nn.Module,
+        ffn: nn.Module,
+        norm: Callable[[], nn.Module],
+        *,
+        residual_scale: float = 1.0,
     ):
         super().__init__()
         self.attention, self.ffn = attention, ffn
@@ -33,7 +41,7 @@ class Block(nn.Module):
     def add(self, x: Tensor, update: Tensor) -> Tensor:
         return x + update if self.residual_scale == 1.0 else x + self.residual_scale * update
 
-    def forward(self, x: Tensor, context) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         raise NotImplementedError
 
 
@@ -45,7 +53,7 @@ class PreNorm(Block):
        └─────────────────────┘  └───────────────┘
     """
 
-    def forward(self, x: Tensor, context) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         x = self.add(x, self.attention(self.attention_norm(x), context))
         return self.add(x, self.ffn(self.ffn_norm(x), context))
 
@@ -60,7 +68,7 @@ class PostNorm(Block):
 
     final_norm = False
 
-    def forward(self, x: Tensor, context) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         x = self.attention_norm(self.add(x, self.attention(x, context)))
         return self.ffn_norm(self.add(x, self.ffn(x, context)))
 
@@ -77,7 +85,7 @@ class SandwichNorm(Block):
         super().make_norms(norm)
         self.attention_out_norm, self.ffn_out_norm = norm(), norm()
 
-    def forward(self, x: Tensor, context) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         x = self.add(x, self.attention_out_norm(self.attention(self.attention_norm(x), context)))
         return self.add(x, self.ffn_out_norm(self.ffn(self.ffn_norm(x), context)))
 
@@ -94,7 +102,7 @@ class Parallel(Block):
     def make_norms(self, norm: Callable[[], nn.Module]) -> None:
         self.norm = norm()
 
-    def forward(self, x: Tensor, context) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         normed = self.norm(x)
         return self.add(x, self.attention(normed, context) + self.ffn(normed, context))
 
@@ -107,6 +115,6 @@ class ReorderedNorm(Block):
        └─────────────────────┘  └───────────────┘
     """
 
-    def forward(self, x: Tensor, context) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         x = self.add(x, self.attention_norm(self.attention(x, context)))
         return self.add(x, self.ffn_norm(self.ffn(x, context)))

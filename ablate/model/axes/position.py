@@ -1,7 +1,7 @@
-"""Positions: how a token knows where in its document it stands.
+"""Positions: how a token knows its place in its document.
 
-Positions are data, `[B, T]`, counted from 0 within a document. A component may add to the token
-embeddings (absolute positions), rotate queries and keys (rotary positions), or add to the scores.
+Positions are data, `[B, T]`, counted from 0 within a document. A component may add to the token embeddings (absolute
+positions), rotate queries and keys (rotary positions), or add to the scores.
 """
 
 import math
@@ -11,29 +11,30 @@ from torch import Tensor, nn
 
 from ablate import check
 from ablate.errors import AblateError
+from ablate.model.given import Given
 from ablate.registry import Axis
 
 POSITIONS = Axis("model.position")
 
 
 class Position(nn.Module):
-    """The contract. Given to every component: model width, number of heads, width of a head, context length."""
+    """The contract. `given.head_dim` is the width of the layer's attention heads."""
 
-    absolute = False  # acts once, on the embeddings, so that it cannot differ from layer to layer
+    absolute = False  # acts once, on the embeddings, so it cannot differ from layer to layer
     scales_embeddings = False  # multiplies the embeddings by sqrt(dim) itself
     biased = False  # whether it has a `bias`
-    limit: int | None = None  # positions at or beyond it have no meaning
+    limit: int | None = None  # the number of positions that it knows; None: no limit
 
-    def __init__(self, dim: int, heads: int, head_dim: int, context: int):
+    def __init__(self, given: Given):
         super().__init__()
-        self.heads = heads
+        self.heads = given.heads
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """Token embeddings `[B, T, D]` and positions `[B, T]` -> `[B, T, D]`."""
         return x
 
     def rotation(self, positions: Tensor) -> Tensor | None:
-        """What `rotate` needs of the positions: computed once per pass, shared by all layers."""
+        """What `rotate` needs from the positions `[B, T]`: computed once per pass, shared by all layers."""
         return None
 
     def rotate(self, x: Tensor, rotation: Tensor | None) -> Tensor:
@@ -41,35 +42,35 @@ class Position(nn.Module):
         return x
 
     def bias(self, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """What is added to the score of a query and a key; elementwise on integers that broadcast, fp32."""
+        """What is added to the score of a query and a key, fp32; elementwise on integers that broadcast."""
         raise NotImplementedError
 
 
 @POSITIONS.register("none")
 class NoPosition(Position):
-    """No positions: only causality tells the order (Haviv et al. 2022, Kazemnejad et al. 2023, "NoPE")."""
+    """No positions: only the causal mask tells the order (Haviv et al. 2022, Kazemnejad et al. 2023, "NoPE")."""
 
 
 @POSITIONS.register("learned")
 class Learned(Position):
     """A trained vector per position, added to the embedding (Gehring et al. 2017; GPT-2).
 
-    It starts half as large as the tokens' embedding, as in GPT-2's code: as large, it drowns them.
+    It starts half as large as the token embedding, as in GPT-2's code: at the same size it drowns the tokens.
 
-    max_positions: how many there are; null: model.context.
+    max_positions: the number of positions; null: model.context.
     """
 
     absolute = True
 
-    def __init__(self, dim: int, heads: int, head_dim: int, context: int, *, max_positions: int | None = None):
-        super().__init__(dim, heads, head_dim, context)
-        self.limit = context if max_positions is None else max_positions
-        if self.limit < context:
+    def __init__(self, given: Given, *, max_positions: int | None = None):
+        super().__init__(given)
+        self.limit = given.context if max_positions is None else max_positions
+        if self.limit < given.context:
             raise AblateError(
-                f"model.context={context} is beyond the {self.limit} learned positions: "
+                f"model.context={given.context} is beyond the {self.limit} learned positions: "
                 "raise model.position.max_positions or lower model.context"
             )
-        self.table = nn.Embedding(self.limit, dim)
+        self.table = nn.Embedding(self.limit, given.dim)
         self.table.init_scale = 0.5
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -80,8 +81,8 @@ class Learned(Position):
 class Sinusoidal(Position):
     """Fixed sines and cosines of the position, added to the embedding (Vaswani et al. 2017, 3.5).
 
-    As in the paper (3.4) the embedding is multiplied by sqrt(dim) first: without that the sines,
-    of amplitude 1, would drown it.
+    As in the paper (3.4) the embedding is multiplied by sqrt(dim) first: otherwise the sines, of amplitude 1, would
+    drown it.
 
     theta: the slowest sine turns once in about 2 pi theta positions.
     """
@@ -89,12 +90,12 @@ class Sinusoidal(Position):
     absolute = True
     scales_embeddings = True
 
-    def __init__(self, dim: int, heads: int, head_dim: int, context: int, *, theta: float = 10000.0):
-        super().__init__(dim, heads, head_dim, context)
-        if dim % 2:
-            raise AblateError(f"model.dim={dim}: sinusoidal positions need an even width")
-        self.scale = dim**0.5
-        self.width, self.theta = dim, check.number("model.position.theta", theta, above=0)
+    def __init__(self, given: Given, *, theta: float = 10000.0):
+        super().__init__(given)
+        if given.dim % 2:
+            raise AblateError(f"model.dim={given.dim}: sinusoidal positions need an even width")
+        self.scale = given.dim**0.5
+        self.width, self.theta = given.dim, check.number("model.position.theta", theta, above=0)
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         angle = positions.unsqueeze(-1) * _frequencies(self.width, self.theta, positions.device)
@@ -106,14 +107,14 @@ class Rotary(Position):
     """Rotates each pair of channels (2i, 2i+1) by position * theta^(-2i/width) (Su et al. 2021).
 
     theta: the slowest pair turns once in about 2 pi theta positions.
-    fraction: the share of a head's channels that are rotated, the first `width` of them; the others carry no
-        position (GPT-J, GPT-NeoX, Phi-2).
+    fraction: the share of a head's channels that are rotated, its first ones; the others carry no position (GPT-J,
+        GPT-NeoX, Phi-2).
     """
 
-    def __init__(
-        self, dim: int, heads: int, head_dim: int, context: int, *, theta: float = 10000.0, fraction: float = 1.0
-    ):
-        super().__init__(dim, heads, head_dim, context)
+    def __init__(self, given: Given, *, theta: float = 10000.0, fraction: float = 1.0):
+        super().__init__(given)
+        head_dim = given.head_dim
+        check.number("model.position.fraction", fraction)
         if head_dim % 2:
             raise AblateError(f"model.attention.head_dim={head_dim}: rotary positions need an even head width")
         width = round(fraction * head_dim)
@@ -129,8 +130,8 @@ class Rotary(Position):
         return _frequencies(self.width, self.theta, device)
 
     def rotation(self, positions: Tensor) -> Tensor:
-        """Cosine and sine of each angle, fp32: `[B, T] -> [B, T, 1, width / 2]`, complex; where a compiler is to fuse
-        them, `[B, T, 1, width / 2, 2]`, for it does not know complex numbers."""
+        """Cosine and sine of each angle: `[B, T] -> [B, T, 1, width / 2]`, complex64. For torch.compile, which cannot
+        fuse complex numbers, `[B, T, 1, width / 2, 2]` fp32."""
         angle = (positions.unsqueeze(-1) * self.frequencies(positions.device)).unsqueeze(2)
         if torch.compiler.is_compiling():
             return torch.stack((angle.cos(), angle.sin()), dim=-1)
@@ -156,18 +157,8 @@ class LinearRotary(Rotary):
     factor: by what positions are divided.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        head_dim: int,
-        context: int,
-        *,
-        theta: float = 10000.0,
-        fraction: float = 1.0,
-        factor: float = 4.0,
-    ):
-        super().__init__(dim, heads, head_dim, context, theta=theta, fraction=fraction)
+    def __init__(self, given: Given, *, theta: float = 10000.0, fraction: float = 1.0, factor: float = 4.0):
+        super().__init__(given, theta=theta, fraction=fraction)
         self.factor = check.number("model.position.factor", factor, above=0)
 
     def frequencies(self, device: torch.device) -> Tensor:
@@ -176,20 +167,17 @@ class LinearRotary(Rotary):
 
 @POSITIONS.register("rope_llama3")
 class Llama3Rotary(Rotary):
-    """Rotary positions whose slow pairs are slowed, the quick ones not, and those between in part (Llama 3.1, 2024).
+    """Rotary positions in which slow pairs turn slower, fast pairs as before, others in between (Llama 3.1, 2024).
 
     factor: how many times slower the slow pairs turn.
-    low_freq_factor: a pair is slow that turns at most so many times in the original context.
-    high_freq_factor: a pair is quick that turns at least so many times in it.
-    original_context: tokens of the context that is extended.
+    low_freq_factor: a pair is slow if it turns at most this many times in the original context.
+    high_freq_factor: a pair is fast if it turns at least this many times in it.
+    original_context: the number of tokens in the context that is extended.
     """
 
     def __init__(
         self,
-        dim: int,
-        heads: int,
-        head_dim: int,
-        context: int,
+        given: Given,
         *,
         theta: float = 500000.0,
         fraction: float = 1.0,
@@ -198,16 +186,14 @@ class Llama3Rotary(Rotary):
         high_freq_factor: float = 4.0,
         original_context: int = 8192,
     ):
-        super().__init__(dim, heads, head_dim, context, theta=theta, fraction=fraction)
+        super().__init__(given, theta=theta, fraction=fraction)
         if not 0 < low_freq_factor < high_freq_factor:
             raise AblateError(
                 f"model.position.low_freq_factor={low_freq_factor}: expected a number above 0 and below "
                 f"model.position.high_freq_factor={high_freq_factor}"
             )
-        self.factor, self.original_context = (
-            check.number("model.position.factor", factor, above=0),
-            check.number("model.position.original_context", original_context, above=0),
-        )
+        self.factor = check.number("model.position.factor", factor, above=0)
+        self.original_context = check.whole("model.position.original_context", original_context, 1)
         self.low, self.high = low_freq_factor, high_freq_factor
 
     def frequencies(self, device: torch.device) -> Tensor:
@@ -219,10 +205,10 @@ class Llama3Rotary(Rotary):
 
 @POSITIONS.register("alibi")
 class ALiBi(Position):
-    """Scores fall with distance, by another slope in each head (Press, Smith and Lewis 2022).
+    """Scores fall with distance, with a different slope in each head (Press, Smith and Lewis 2022).
 
-    Slopes 2^(-8 (h+1) / H) for H heads, a power of two; otherwise those of the power of two below, and
-    then every other one of the next, as in the authors' code.
+    The slopes are 2^(-8 (h+1) / H) if H, the number of heads, is a power of two; otherwise those of the power of two
+    below, and then every other one of the next, as in the authors' code.
     """
 
     biased = True

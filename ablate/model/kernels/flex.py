@@ -1,4 +1,4 @@
-"""FlexAttention: any pattern, with a mask of blocks that is made once per batch."""
+"""FlexAttention: any pattern, with a block mask that is made once per batch."""
 
 import math
 from collections.abc import Callable
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from ablate.model.axes.pattern import Layout, Pattern, dense_mask, sees
 from ablate.model.kernels.kernel import Kernel, Place, Scores, register
+from ablate.model.masks import Layout, Pattern, dense_mask, sees
 
-BLOCK = 128  # queries, and keys, of a block; the kernel's own tiles divide it
+BLOCK = 128  # queries, and keys, in a block; a multiple of the kernel's own tiles
 _CHUNK = 2**26  # pairs of a query and a key that are looked at together
 
 
@@ -26,13 +26,13 @@ class Flex(Kernel):
     dtypes = (torch.bfloat16, torch.float16, torch.float32)
     head_dims = range(16, 129, 8)
 
-    def refusal_at(self, scores: Scores, place: Place) -> str | None:
+    def _refusal_at(self, place: Place, scores: Scores) -> str | None:
         if place.device == "cuda" and place.dtype == torch.float32 and scores.head_dim > 64:
             return f"takes heads up to 64 wide in float32, not {scores.head_dim}"  # wider ones overflow shared memory
-        return super().refusal_at(scores, place)
+        return super()._refusal_at(place, scores)
 
-    def prepare(self, scores: Scores, layout: Layout, dtype: torch.dtype) -> tuple[BlockMask, Tensor | None]:
-        """The mask of blocks, and the positions `[B or 1, T]` where the scores have a bias."""
+    def make_mask(self, scores: Scores, layout: Layout, dtype: torch.dtype) -> tuple[BlockMask, Tensor | None]:
+        """The block mask, and the positions `[B or 1, T]` if the scores have a bias."""
         return block_mask(scores.pattern, layout), None if scores.bias is None else _stored(layout.query_position)
 
     def __call__(
@@ -57,13 +57,13 @@ class Flex(Kernel):
 
 @cache
 def _fused() -> Callable:
-    """Compiled for each shape and pattern: a study has more of them than the compiler's own limit, 8, allows."""
+    """Compiled for each shape and pattern, and a study has more of them than torch.compile's own limit of 8."""
     return torch._dynamo.config.patch(recompile_limit=1024)(torch.compile(flex_attention, dynamic=False))
 
 
 @torch.library.custom_op("ablate::stored", mutates_args=())
 def _stored(x: Tensor) -> Tensor:
-    """A copy. What a mask reads must lie in memory: the compiler would put its formula into the kernel, and fail."""
+    """A copy. A mask must read a tensor in memory: the compiler would inline its formula into the kernel, and fail."""
     return x.clone()
 
 
@@ -73,7 +73,7 @@ def _(x: Tensor) -> Tensor:
 
 
 def score_mod(scores: Scores, positions: Tensor | None) -> Callable | None:
-    """Soft-cap, then the position's bias, of a scaled score."""
+    """A function that applies the soft-cap and then the position's bias to a scaled score; None if there is neither."""
     softcap, bias = scores.softcap, scores.bias
     if softcap is None and bias is None:
         return None
@@ -90,10 +90,10 @@ def score_mod(scores: Scores, positions: Tensor | None) -> Callable | None:
 
 
 def block_mask(pattern: Pattern, layout: Layout, block: int = BLOCK) -> BlockMask:
-    """Which blocks of queries and keys hold no allowed pair, some, or only allowed ones; and the mask within."""
+    """Which blocks of queries and keys hold no allowed pair, some, or only allowed pairs; and the mask in a block."""
     length = layout.query.shape[-1]
-    find = _counted_blocks if pattern.band() is None else _band_blocks
-    some, all_ = find(pattern, layout, block)
+    classify = _counted_blocks if pattern.band() is None else _band_blocks
+    some, all_ = classify(pattern, layout, block)
     return BlockMask.from_kv_blocks(
         *_ordered(some & ~all_),
         *_ordered(all_),
@@ -114,23 +114,28 @@ def _mask_mod(pattern: Pattern, layout: Layout) -> Callable:
     begin = _stored((place - layout.query).int())  # where in its row the document of each token begins
 
     def packed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        first = begin[batch, query]  # keys of earlier documents then have a negative index, and are not seen
+        first = begin[batch, query]  # keys of earlier documents get a negative index, so they are not seen
         return sees(pattern, query - first, key - first)
 
     return packed
 
 
 def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """`[B, n, n]` bool -> for each row of blocks how many are True, and which: those first. `[B, 1, n(, n)]` int32."""
+    """`[B, n, n]` bool -> for each row of blocks the number of True ones, `[B, 1, n]`, and the indices of all, those
+    first, `[B, 1, n, n]`: int32."""
     blocks = blocks.unsqueeze(1).int()
     return blocks.sum(-1, dtype=torch.int32), blocks.argsort(dim=-1, descending=True, stable=True).int()
 
 
 def _band_blocks(pattern: Pattern, layout: Layout, block: int) -> tuple[Tensor, Tensor]:
-    """Whether each block has some allowed pair, and only such: `[B or 1, n, n]` each.
+    """Whether each block has some allowed pair, and whether it has no other: `[B or 1, n, n]` each.
 
-    A document is consecutive tokens and a band looks at distances alone, so that of two blocks, the keys' before
-    the queries', the last key and the first query decide on some pair, the first key and the last query on all.
+    A document is a run of tokens, and a band depends on distances only. So for a block of keys before a block of
+    queries, the last key and the first query tell whether some pair is allowed; the first key and the last query
+    whether all are.
+
+        keys   |. . . .|. . . k|q . . .|    nearest pair: k, q
+               |k . . .|. . . .|. . . q|    furthest pair: k, q
     """
     length, band = layout.query.shape[-1], pattern.band()
     start = torch.arange(0, length, block, device=layout.query.device)
@@ -150,7 +155,7 @@ def _band_blocks(pattern: Pattern, layout: Layout, block: int) -> tuple[Tensor, 
 
 
 def _counted_blocks(pattern: Pattern, layout: Layout, block: int) -> tuple[Tensor, Tensor]:
-    """The same for any pattern, by its predicate on every pair, some rows of blocks at a time."""
+    """The same for any pattern: its predicate on every pair, a few rows of blocks at a time."""
     rows, length = layout.query.shape
     blocks = math.ceil(length / block)
     step = max(1, _CHUNK // (rows * length * block)) * block
