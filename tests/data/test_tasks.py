@@ -243,8 +243,8 @@ def test_what_is_no_symbol_is_refused(text):
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("copy", {"task": {"symbols": 1}}, "data.symbols=1: at least 2"),
-        ("copy", {"task": {"distance": 0}}, "data.distance=0: at least 1"),
+        ("copy", {"task": {"symbols": 1}}, "data.symbols=1: expected a whole number, at least 2"),
+        ("copy", {"task": {"distance": 0}}, "data.distance=0: expected a whole number, at least 1"),
         ("copy", {"task": {"distance": 23}}, "data.distance=23: a context of 24 .* 22 at most"),
         ("recall", {"task": {"pairs": 0}}, "data.pairs=0: expected 1 to 10"),
         ("recall", {"task": {"pairs": 11}}, "data.pairs=11: expected 1 to 10, .* data.symbols=20"),
