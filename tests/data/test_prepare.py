@@ -225,13 +225,13 @@ def run_prepare(folder, cache, before=""):
 
 def test_a_killed_preparation_is_not_taken_for_a_finished_one(tmp_path):
     folder, cache = write(tmp_path / "text"), tmp_path / "cache"
-    hang = "Tokenizer.encode_batch = lambda *_: time.sleep(60)"  # killed while it tokenises
+    hang = "Tokenizer.encode_batch = lambda *_: time.sleep(60)"  # so that it is killed while it tokenises
     child = run_prepare(folder, cache, hang)
     deadline = time.monotonic() + 60
     while not list(cache.glob(".preparing-*/corpus/train.bin")):
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    with workspace(cache):  # the living owner's folder is let alone
+    with workspace(cache):  # a folder whose process is alive stays
         assert list(cache.glob(".preparing-*/corpus/train.bin"))
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
