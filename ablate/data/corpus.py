@@ -8,6 +8,12 @@ A corpus of your own is one class and one YAML file:
 
         def documents(self): ...
         def fingerprint(self): ...
+
+`data/poems.yaml`, in a folder that hydra.searchpath names:
+
+    defaults: [/base_corpus, _self_]
+    name: poems
+    author: ???
 """
 
 import hashlib

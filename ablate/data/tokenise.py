@@ -107,10 +107,9 @@ class _Spool:
 
 
 def _split(hashes: array, val_fraction: float, remedy: str) -> np.ndarray:
-    """Which documents are for validation, `[D]` bool: those whose hash is in the lowest `val_fraction` of all hashes.
+    """Which documents are for validation, `[D]` bool: hashes in the lowest `val_fraction` of their range.
 
-    If that leaves the validation split empty, the document with the lowest hash moves there; if it leaves the train
-    split empty, the one with the highest hash moves there.
+    If no hash is, validation gets the document with the lowest; if all are, training gets the one with the highest.
 
     Raises:
         AblateError: there are not two different documents.
