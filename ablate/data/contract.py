@@ -1,67 +1,132 @@
-"""What `data` says besides a corpus's own options, and what training asks of a corpus once it is open."""
+"""The contracts of data: what a corpus gives, and what training reads from it.
 
-from collections.abc import Sequence
+A run names its corpus in `data.name`. The corpus opens with the settings of the run, its `Settings`, and is then an
+`Opened`: a tokenizer and two `RowSource`s, one to train on and one to validate on. A corpus of text is a `Source` of
+documents, which are tokenised and packed into rows once and kept on disk.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from ablate.data.tokenizer import Tokenizer
-from ablate.errors import AblateError
+from ablate import check
+from ablate.data.packing import PACKERS
+from ablate.data.tokenizer import Tokenizer, check_vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What every corpus shares. A kind of corpus may have more: its `Settings`.
+    """The settings under `data` that every corpus has. A kind of corpus with more of them subclasses this.
 
     Raises:
-        AblateError: a number out of its range.
+        AblateError: a number is out of range.
     """
 
     vocab_size: int
-    context: int
-    batch_size: int
-    workers: int
-    max_rows: int | None  # train on the first rows only
+    context: int  # tokens in a row
+    batch_size: int  # rows in a batch
+    workers: int  # processes that read batches; 0: the training process reads them
+    max_rows: int | None  # train on the first `max_rows` rows only
 
     def __post_init__(self) -> None:
-        self.check(vocab_size=1, context=1, batch_size=1, workers=0, max_rows=1)
+        for name, least in (("vocab_size", 1), ("context", 1), ("batch_size", 1), ("workers", 0)):
+            check.whole(f"data.{name}", getattr(self, name), least)
+        check.whole("data.max_rows", self.max_rows, 1, null=True)
 
-    def check(self, **least: int) -> None:
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise AblateError(f"data.{name}={value}: expected a whole number, at least {bound}")
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings(Settings):
+    """The settings of a corpus of text.
+
+    Raises:
+        AblateError: there is no such packer, or a number is out of range.
+    """
+
+    tokenizer: str | None  # a tokenizer.json, its folder or a hub name; None: a BPE trained on the train split
+    packing: str
+    document_mask: bool  # attention stays within a document, in training
+    restart_positions: bool  # positions start at 0 in each document, in training
+    val_fraction: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        PACKERS.component(self.packing)
+        check.number("data.val_fraction", self.val_fraction, above=0, below=1)
+        if self.tokenizer is None:
+            check_vocabulary(self.vocab_size)
+
+
+class Source(Protocol):
+    """Documents, as `prepare` reads them."""
+
+    @property
+    def name(self) -> str:
+        """The name that the corpus is registered under. The name of its prepared folder starts with it."""
+
+    @property
+    def remedy(self) -> str:
+        """What the user can do if the corpus has only one document. It ends the error message."""
+
+    def documents(self) -> Iterator[str]:
+        """All documents, none of them empty, in the same order each time.
+
+        Raises:
+            AblateError: the source is missing, unreadable or has no text.
+        """
+
+    def fingerprint(self) -> str:
+        """A hash of everything that the documents depend on: the content of the source and the options.
+
+        Raises:
+            AblateError: the source is missing.
+        """
 
 
 class RowSource(Protocol):
-    """The rows of a split."""
+    """The rows of one split."""
 
-    size: int | None  # how many there are; None: without end
-    targets: int  # how many targets of the split are scored, where it has an end
-    bytes: int | None  # UTF-8 bytes of the text; None: not text, and the share of right answers is measured instead
+    size: int | None  # number of rows; None: endless
+    targets: int  # number of scored targets in the split; 0 if it is endless
+    bytes: int | None  # UTF-8 bytes of the text; None: not text, so accuracy is measured instead of bits per byte
 
     def __getitem__(self, ids: Sequence[int]) -> dict[str, Tensor | int]:
-        """The batch of the rows `ids`: tokens, targets, positions and, where attention keeps to them, documents
-        (and, to spare a GPU kernel from asking, max_documents)."""
+        """The batch of rows `ids`, `[B]`; an id of -1 gives a row without targets.
+
+        Returns:
+            tokens: `[B, T]` int64.
+            targets: `[B, T]` int64, the id to predict at each position; -100 where nothing is scored.
+            positions: `[B, T]` int64, the position of each token in its document, or in its row.
+            documents: `[B, T]` int32, the document of each token; -1 on padding. Only with the document mask.
+            max_documents: optional, with `documents`: an upper bound on the documents in a row, padding counted as
+                one. Without it a GPU kernel has to wait for the count.
+        """
 
     def pieces(self, rows: int | None = None) -> dict[int, int]:
-        """Length -> how many: the pieces of the first rows, padding too, that attention keeps to. They fill them."""
+        """`{length: count}` of the spans that attention does not cross, in the first `rows` rows (None: in all).
+
+        Padding counts as a span, so that the lengths add up to rows x context. An endless split describes one row.
+        """
 
 
 class Opened(Protocol):
-    """A corpus, ready to be trained on."""
+    """A corpus that is ready for training."""
 
     tokenizer: Tokenizer
-    fingerprint: str  # two runs with the same one were trained and validated on the same data
+    fingerprint: str  # two runs with the same fingerprint were trained and validated on the same data
     train: RowSource
     val: RowSource
 
     def report(self) -> dict[str, float]:
-        """Plain numbers for a log."""
+        """Numbers about the corpus, for the summary of a run."""
 
     def describe(self) -> str:
-        """The same in a line for the terminal."""
+        """The most important of them in one line, for the terminal."""
 
     def require(self, batch_size: int) -> None:
-        """Raises AblateError where there is not enough for a batch."""
+        """Checks that there is enough data for one batch.
+
+        Raises:
+            AblateError: there is not.
+        """

@@ -1,55 +1,31 @@
 """The corpus `hub`: any Hugging Face dataset, by its name or in a local folder."""
 
 import hashlib
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ablate import check
 from ablate.data.corpus import CORPORA, Corpus, hash_files
-from ablate.data.text import first_line, quiet_datasets, text_of
+from ablate.data.huggingface import first_line, hub_or_cache, quiet_datasets
+from ablate.data.text import text_of
 from ablate.errors import AblateError, did_you_mean
-
-
-@contextmanager
-def hub_or_cache() -> Iterator[bool]:
-    """Inside, Hugging Face libraries use the hub if it answers (yields True), else only what they have cached.
-
-    Left alone, they try an unreachable hub again and again, for half a minute at each request.
-    """
-    import datasets
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    online = not any(before) and _answers(constants.ENDPOINT)
-    if not online:
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield online
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-def _answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 @CORPORA.register("hub")
 class Hub(Corpus):
     """A Hugging Face dataset: a name on the hub, a folder that `load_dataset` reads, or one made by `save_to_disk`.
 
-    Without a `revision` the hub is asked for the newest one at each start; with one, a corpus that was
-    prepared before opens without a network. `streaming` reads without first keeping a copy of the
-    whole dataset; `max_documents` stops after so many.
+    path: the name or folder.
+    subset: a configuration of the dataset.
+    split: the split to read; ours are made from it.
+    field: the field with the text.
+    revision: a commit, tag or branch. With it a corpus that is already prepared opens without a network; without it
+        every start asks the hub for the newest revision.
+    streaming: read from the network, without a copy of the whole dataset on disk.
+    max_documents: read only the first ones.
     """
 
     def __init__(
@@ -63,10 +39,8 @@ class Hub(Corpus):
         streaming: bool = False,
         max_documents: int | None = None,
     ):
-        if not path:
-            raise AblateError("data.path: needs a value; set data.path to a dataset's name or folder")
-        if max_documents is not None and max_documents < 1:
-            raise AblateError(f"data.max_documents={max_documents}: expected a positive number, or null for all")
+        check.text("data.path", path)
+        check.whole("data.max_documents", max_documents, 1, null=True)
         self.path, self.subset, self.split, self.field = path, subset, split, field
         self.revision, self.streaming, self.max_documents = revision, streaming, max_documents
         self.folder = Path(path).expanduser()
@@ -75,21 +49,21 @@ class Hub(Corpus):
 
     def documents(self) -> Iterator[str]:
         texts = (text for text in self._texts() if text.strip())
-        none = True
+        empty = True
         for document in islice(texts, self.max_documents):
-            none = False
+            empty = False
             yield document
-        if none:
+        if empty:
             raise AblateError(f"data.path={self.path}: no text in its field '{self.field}'; set data.field")
 
     def fingerprint(self) -> str:
         options = ("hub", self.subset, self.split, self.field, self.max_documents)
         if self.folder.is_dir():
             files = (f for f in self.folder.rglob("*") if f.is_file())
-            shown = (f for f in files if not any(p.startswith(".") for p in f.relative_to(self.folder).parts))
-            return hash_files(sorted(shown), self.folder, *options)
-        state = self.revision or self._newest_revision()
-        return hashlib.sha256(repr((self.path, state, *options)).encode()).hexdigest()
+            visible = (f for f in files if not any(p.startswith(".") for p in f.relative_to(self.folder).parts))
+            return hash_files(sorted(visible), self.folder, *options)
+        revision = self.revision or self._newest_revision()
+        return hashlib.sha256(repr((self.path, revision, *options)).encode()).hexdigest()
 
     def _newest_revision(self) -> str:
         from datasets import load_dataset_builder
@@ -106,7 +80,7 @@ class Hub(Corpus):
                 if self.field not in dataset.column_names:
                     valid = did_you_mean(self.field, dataset.column_names)
                     raise AblateError(f"data.field: no field '{self.field}' in {self.path}{valid}")
-                dataset = dataset.select_columns([self.field])  # spares decoding images and the like
+                dataset = dataset.select_columns([self.field])  # images and the like are then not decoded
             for index, row in enumerate(dataset):
                 yield text_of(row, self.field, f"{self.path}[{index}]")
 
@@ -133,6 +107,7 @@ class Hub(Corpus):
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
+        """Turns the errors of `datasets` into one line for the user."""
         try:
             yield
         except AblateError:
@@ -140,7 +115,7 @@ class Hub(Corpus):
         except ConnectionError as error:
             raise AblateError(
                 f"data.path={self.path}: no such folder here, and the Hugging Face hub cannot be reached; "
-                "mend the network, or set data.path to a local dataset folder"
+                "check the network, or set data.path to a local dataset folder"
             ) from error
         except Exception as error:  # `datasets` raises what its readers and the hub client raise
             raise AblateError(

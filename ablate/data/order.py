@@ -1,4 +1,4 @@
-"""The order in which rows are trained on."""
+"""The order in which training reads the rows."""
 
 from collections.abc import Iterator
 
@@ -7,12 +7,13 @@ from torch.utils.data import Sampler
 
 
 class StepOrder(Sampler[list[int]]):
-    """Batches of row ids, without end, as a function of (seed, step) alone.
+    """Endless batches of row ids, as a function of (seed, step) alone.
 
-    The order is one permutation of all rows per epoch, keyed by (seed, epoch), end to end; micro-batch n
-    takes the n-th `batch_size * world` places of it, and rank r the r-th slice of these. So resuming
-    is starting at `start`, with nothing to replay, and two ranks of batch b see together what one
-    process sees with batch 2b. `rows`: None for rows without end, which are taken as they come.
+    The order is one permutation of all rows per epoch, drawn from (seed, epoch), one after the other. Micro-batch n
+    takes the n-th `batch_size * world` places of that order, and rank r the r-th slice of them. So a resumed run begins
+    at `start` and replays nothing, and two ranks with batches of b see what one process sees with batches of 2b.
+
+    rows: None: the rows are endless, and are taken in their own order.
     """
 
     def __init__(self, rows: int | None, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1):

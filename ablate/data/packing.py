@@ -1,7 +1,7 @@
-"""How documents are laid into rows of equal length. A packer is a component of the axis `data.packing`.
+"""Packing documents into rows of equal length. A packer is a component of the axis `data.packing`.
 
-Packers see only lengths. A document's length is its number of (input, target) pairs, which is what
-a row of `context` places holds.
+A packer maps the lengths of all documents, `[D]`, and the context to a `Packing`. A document's length is its number of
+(input, target) pairs; a row has room for `context` of them.
 """
 
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ PACKERS = Axis("data.packing")
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A plan: which piece of which document lies where. R rows, S pieces (spans).
+class Packing:
+    """A plan of R rows: which piece of which document is where. S is the number of pieces.
 
-    Row r holds the pieces `row_start[r]` to `row_start[r + 1] - 1`, from left to right; what they leave
-    free at its end is padding. Lengths and offsets are in pairs.
+    Row r holds the pieces `row_start[r]` to `row_start[r + 1] - 1`, from left to right; the rest of the row is padding.
+    Lengths and offsets are in pairs.
     """
 
     row_start: np.ndarray  # [R + 1]
-    document: np.ndarray  # [S]
-    offset: np.ndarray  # [S]
+    document: np.ndarray  # [S], which document a piece is of
+    offset: np.ndarray  # [S], where in the document it begins
     length: np.ndarray  # [S]
     context: int
-    dropped: int  # pairs that lie in no row
+    dropped: int  # pairs that are in no row
 
     def __len__(self) -> int:
         return len(self.row_start) - 1
@@ -38,19 +38,19 @@ class Rows:
 
     @property
     def utilisation(self) -> float:
-        """The fraction of places that hold a pair, 0 to 1."""
+        """The fraction of the rows that is not padding, 0 to 1."""
         return self.pairs / (len(self) * self.context) if len(self) else 0.0
 
     @property
     def documents_cut(self) -> int:
-        """How many documents lie in more than one piece."""
+        """How many documents are in more than one piece."""
         return int((np.bincount(self.document) > 1).sum()) if len(self.document) else 0
 
     def save(self, path: Path) -> None:
         np.savez(path, **vars(self))
 
     @classmethod
-    def load(cls, path: Path) -> "Rows":
+    def load(cls, path: Path) -> "Packing":
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return cls(**arrays | {"context": int(arrays["context"]), "dropped": int(arrays["dropped"])})
@@ -58,9 +58,9 @@ class Rows:
 
 @PACKERS.register("concat")
 class Concat:
-    """Documents end to end, cut at the context. A last, incomplete row is dropped unless it is the only one."""
+    """Documents end to end, cut at the context. An incomplete last row is dropped unless it is the only row."""
 
-    def __call__(self, lengths: np.ndarray, context: int) -> Rows:
+    def __call__(self, lengths: np.ndarray, context: int) -> Packing:
         ends = np.cumsum(lengths, dtype=np.int64)
         starts = ends - lengths
         total = int(ends[-1]) if len(ends) else 0
@@ -69,7 +69,7 @@ class Concat:
         edges = np.arange(rows, dtype=np.int64) * context
         cuts = np.unique(np.concatenate([starts[(starts < used) & (np.asarray(lengths) > 0)], edges]))
         document = np.searchsorted(ends, cuts, side="right")
-        return Rows(
+        return Packing(
             row_start=np.append(np.searchsorted(cuts, edges), len(cuts)).astype(np.int64),
             document=document,
             offset=cuts - starts[document],
@@ -81,19 +81,21 @@ class Concat:
 
 @PACKERS.register("padded")
 class Padded:
-    """One piece a row. A document longer than the context takes several rows."""
+    """One piece in each row. A document longer than the context takes several rows."""
 
-    def __call__(self, lengths: np.ndarray, context: int) -> Rows:
+    def __call__(self, lengths: np.ndarray, context: int) -> Packing:
         document, offset, length = _pieces(lengths, context)
-        return Rows(np.arange(len(document) + 1), document, offset, length, context, dropped=0)
+        return Packing(np.arange(len(document) + 1), document, offset, length, context, dropped=0)
 
 
 @PACKERS.register("best_fit")
 class BestFit:
-    """Fewest cuts: only a document longer than the context is cut, into rows of its own; its rest and the
-    shorter documents share rows by best-fit decreasing."""
+    """Best-fit decreasing (Ding et al. 2024, "Fewer truncations"): only a document longer than the context is cut.
 
-    def __call__(self, lengths: np.ndarray, context: int) -> Rows:
+    It fills rows of its own; its remainder and the shorter documents share the other rows.
+    """
+
+    def __call__(self, lengths: np.ndarray, context: int) -> Packing:
         document, offset, length = _pieces(lengths, context)
         row = np.empty(len(length), dtype=np.int64)
         whole = length == context
@@ -104,11 +106,11 @@ class BestFit:
         order = np.argsort(row, kind="stable")
         rows = int(row.max()) + 1 if len(row) else 0
         row_start = np.searchsorted(row[order], np.arange(rows + 1))
-        return Rows(row_start, document[order], offset[order], length[order], context, dropped=0)
+        return Packing(row_start, document[order], offset[order], length[order], context, dropped=0)
 
 
 def _pieces(lengths: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every document in as few pieces of at most `context` as it takes: document, offset, length, each [S]."""
+    """Cuts documents every `context` pairs: the document, offset and length of each piece, each `[S]`."""
     lengths = np.asarray(lengths, dtype=np.int64)
     count = -(-lengths // context)
     document = np.repeat(np.arange(len(lengths)), count)
@@ -117,10 +119,10 @@ def _pieces(lengths: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def _best_fit(lengths: list[int], context: int) -> np.ndarray:
-    """The row of each piece: the fullest row that has room for it, else a new one.
+    """The row of each piece, `[S]`: the fullest row that has room for it, else a new one.
 
-    `open_rows[f]` are the rows with f places free, and bit f of `free` says that there are any, so the
-    fullest row with room is one shift and one lowest bit away, however many rows there are.
+    `open_rows[f]` are the rows with f places free, and bit f of `free` is set if there are any. The lowest bit of
+    `free >> length` is then the fullest row with room, in constant time for any number of rows.
     """
     open_rows: list[list[int]] = [[] for _ in range(context + 1)]
     free, rows = 0, 0

@@ -5,51 +5,32 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ablate.data.contract import Settings
-from ablate.data.packing import PACKERS, Rows
+from ablate.data.contract import Source, TextSettings
+from ablate.data.packing import PACKERS, Packing
 from ablate.data.rows import PackedRows
 from ablate.data.tokenise import FORMAT, write
-from ablate.data.tokenizer import SMALLEST, Tokenizer
+from ablate.data.tokenizer import Tokenizer
 from ablate.errors import AblateError
-from ablate.files import sync, workspace
-
-if TYPE_CHECKING:
-    from ablate.data.corpus import Corpus
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextSettings(Settings):
-    """A corpus of text's."""
-
-    tokenizer: str | None
-    packing: str
-    document_mask: bool
-    restart_positions: bool
-    val_fraction: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        PACKERS.component(self.packing)
+from ablate.files import read_json, sync, workspace
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared corpus: it fulfils `Opened`. `fingerprint` (64 hex digits) names the source, the tokenizer and
-    the split."""
+    """A prepared corpus, as `Opened`."""
 
     tokenizer: Tokenizer
-    fingerprint: str
+    fingerprint: str  # SHA-256 of the source, the tokenizer and the split
     train: PackedRows
     val: PackedRows
     folder: Path
     packing: str
 
     def report(self) -> dict[str, float]:
-        """Plain numbers for a log. Tokens are (input, target) pairs: each document's, and one for its end."""
+        """Numbers for a log. A token is an (input, target) pair: those of each document, and one for its end."""
         numbers: dict[str, float] = {"vocabulary": len(self.tokenizer)}
         for name, rows in (("train", self.train), ("val", self.val)):
             numbers |= {
@@ -69,10 +50,10 @@ class Prepared:
         return f"{train:,} tokens to train on, {val:,} to validate; {self.packing} packing, {used:.1%} used"
 
     def require(self, batch_size: int) -> None:
-        """Check that one batch of `batch_size` rows does not repeat a row.
+        """Checks that a batch of `batch_size` rows does not contain a row twice.
 
         Raises:
-            AblateError: the training split has fewer tokens than a batch.
+            AblateError: the train split has fewer tokens than a batch.
         """
         tokens, context = self.train.targets, self.train.context
         if tokens < batch_size * context:
@@ -82,99 +63,91 @@ class Prepared:
             )
 
 
-def prepare(
-    corpus: "Corpus",
-    *,
-    tokenizer: str | None,
-    vocab_size: int,
-    context: int,
-    packing: str,
-    val_fraction: float,
-    cache_dir: Path,
-    document_mask: bool = True,
-    restart_positions: bool = True,
-    show_progress: bool = True,
-) -> Prepared:
-    """Open the prepared corpus in `cache_dir`, preparing it first if it is not there.
+def prepare(source: Source, settings: TextSettings, cache_dir: Path, show_progress: bool = True) -> Prepared:
+    """Opens the prepared corpus in `cache_dir`; prepares it first if it is not there.
 
-    Documents are split by a hash of their own content. The byte-level BPE is trained on the train
-    split, unless `tokenizer` names one (see `Tokenizer.load`), which must have `vocab_size` tokens.
-    Validation rows are `best_fit` with the document mask and restarting positions, whatever the training
-    rows are: each target of the split is scored once, in its own document.
+    A document's split follows from a hash of its text. Without `settings.tokenizer`, a byte-level BPE of
+    `settings.vocab_size` tokens is trained on the train split. Validation always uses best-fit packing, the document
+    mask and restarting positions, however training rows are made: each target is scored once, in its own document.
 
     Raises:
-        AblateError: a bad option, a source or tokenizer that cannot be used, too few documents to split.
+        AblateError: the source or the tokenizer cannot be used, or there are too few documents to split.
     """
-    packer = PACKERS.build({"name": packing})
-    if not 0 < val_fraction < 1:
-        raise AblateError(f"data.val_fraction={val_fraction}: expected a number between 0 and 1, such as 0.02")
-    if context < 1:
-        raise AblateError(f"model.context={context}: expected a positive number")
-    given = None
-    if tokenizer is not None:
-        given = Tokenizer.load(tokenizer)
-        if len(given) != vocab_size:
-            raise AblateError(
-                f"data.tokenizer: {tokenizer} has {len(given)} tokens, but data.vocab_size={vocab_size}; "
-                f"set data.vocab_size={len(given)}"
-            )
-    elif vocab_size < SMALLEST:
-        raise AblateError(f"data.vocab_size={vocab_size}: set {SMALLEST} or more (all bytes and the end of text)")
-
-    how = _sha(given.to_json()) if given else f"bpe{vocab_size}"
-    fingerprint = _sha(json.dumps([corpus.fingerprint(), how, val_fraction, FORMAT]))
+    tokenizer = None if settings.tokenizer is None else _given_tokenizer(settings.tokenizer, settings.vocab_size)
+    how = f"bpe{settings.vocab_size}" if tokenizer is None else tokenizer.fingerprint()
+    content = json.dumps([source.fingerprint(), how, settings.val_fraction, FORMAT])
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()
     cache_dir = Path(cache_dir)
-    folder = cache_dir / f"{type(corpus).__name__.lower()}-{fingerprint[:12]}"
+    folder = cache_dir / f"{source.name}-{fingerprint[:12]}"
     if not folder.exists():
         with workspace(cache_dir) as work:
-            write(corpus, given, vocab_size, val_fraction, fingerprint, work, show_progress)
-            sync(work / "corpus")
-            try:
-                os.rename(work / "corpus", folder)
-            except OSError:
-                if not folder.exists():  # else another process has just finished the same
-                    raise
+            write(source, tokenizer, settings, fingerprint, work, show_progress)
+            _move(work / "corpus", folder)
 
-    manifest = _manifest(folder, fingerprint)
-    opened = {}
-    for split, name, pack in (("train", packing, packer), ("val", "best_fit", PACKERS.build({"name": "best_fit"}))):
-        stream = np.memmap(folder / f"{split}.bin", dtype=manifest["dtype"], mode="r")
-        with np.load(folder / f"{split}.npz", allow_pickle=False) as index:
-            starts, document_bytes = index["starts"], index["bytes"]
-        plan_file = folder / f"rows-{split}-{name}-{context}.npz"
-        if not plan_file.exists():
-            plan = pack(np.diff(np.append(starts, len(stream) - 1)), context)
-            with workspace(cache_dir) as work:
-                plan.save(work / plan_file.name)
-                sync(work)
-                os.replace(work / plan_file.name, plan_file)
-        switches = (document_mask, restart_positions) if split == "train" else (True, True)
-        opened[split] = PackedRows(
-            stream,
-            starts,
-            document_bytes,
-            Rows.load(plan_file),
-            document_mask=switches[0],
-            restart_positions=switches[1],
-        )
-    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    return Prepared(
-        Tokenizer.from_json(text, str(folder)), fingerprint, opened["train"], opened["val"], folder, packing
+    dtype = _manifest(folder, fingerprint)["dtype"]
+    train = PackedRows(
+        *_split(folder, "train", dtype, settings.packing, settings.context),
+        document_mask=settings.document_mask,
+        restart_positions=settings.restart_positions,
     )
+    val = PackedRows(*_split(folder, "val", dtype, "best_fit", settings.context))
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    return Prepared(Tokenizer.from_json(text, str(folder)), fingerprint, train, val, folder, settings.packing)
+
+
+def _given_tokenizer(name: str, vocab_size: int) -> Tokenizer:
+    tokenizer = Tokenizer.load(name)
+    if len(tokenizer) != vocab_size:
+        raise AblateError(
+            f"data.tokenizer: {name} has {len(tokenizer)} tokens, but data.vocab_size={vocab_size}; "
+            f"set data.vocab_size={len(tokenizer)}"
+        )
+    return tokenizer
+
+
+def _move(work: Path, folder: Path) -> None:
+    """Moves a prepared corpus to its place, unless another process was first."""
+    sync(work)
+    try:
+        os.rename(work, folder)
+    except OSError:
+        if not folder.exists():
+            raise
 
 
 def _manifest(folder: Path, fingerprint: str) -> dict[str, Any]:
+    """What `manifest.json` says, if the folder is complete.
+
+    Raises:
+        AblateError: it is damaged, or belongs to another corpus.
+    """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        whole = manifest["fingerprint"] == fingerprint and all(
+        manifest = read_json(folder / "manifest.json")
+        complete = manifest["fingerprint"] == fingerprint and all(
             (folder / name).stat().st_size == size for name, size in manifest["files"].items()
         )
-    except (OSError, ValueError, KeyError):
-        whole = False
-    if not whole:
+    except (AblateError, OSError, KeyError):
+        complete = False
+    if not complete:
         raise AblateError(f"data: the prepared corpus in {folder} is damaged; delete that folder to prepare it again")
     return manifest
 
 
-def _sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _split(
+    folder: Path, split: str, dtype: str, packer: str, context: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Packing]:
+    """A split as `PackedRows` takes it: stream, starts, bytes of each document, packing.
+
+    The packing is computed the first time and kept in the folder.
+    """
+    stream = np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r")
+    with np.load(folder / f"{split}.npz", allow_pickle=False) as index:
+        starts, document_bytes = index["starts"], index["bytes"]
+    file = folder / f"rows-{split}-{packer}-{context}.npz"
+    if not file.exists():
+        plan = PACKERS.build({"name": packer})(np.diff(np.append(starts, len(stream) - 1)), context)
+        with workspace(folder.parent) as work:
+            plan.save(work / file.name)
+            sync(work)
+            os.replace(work / file.name, file)
+    return stream, starts, document_bytes, Packing.load(file)

@@ -7,24 +7,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ablate.data.packing import Rows
+from ablate.data.packing import Packing
 
-IGNORE = -100  # the target of a position that is not scored, as torch's cross_entropy has it
+IGNORE = -100  # the target of a position that is not scored, as in torch's cross_entropy
 
 
 class PackedRows(Dataset):
-    """The rows of a split, read from its token stream, a whole batch at a time.
+    """The rows of a split, as `RowSource`: reads a whole batch at a time from the token stream.
 
-    Meant for `DataLoader(rows, batch_size=None, sampler=...)` with a sampler that yields lists of row ids.
+    Use it with `DataLoader(rows, batch_size=None, sampler=...)` and a sampler that yields lists of row ids.
 
     Args:
-        stream: token ids of all documents end to end, each opened by the end-of-text token, and one more
-            such token at the end; `[pairs + 1]`, usually memory-mapped.
-        starts: where in `stream` each document begins, `[D]`.
+        stream: token ids of all documents end to end, each with the end-of-text token before it, and one more such
+            token at the end; `[pairs + 1]`, usually memory-mapped.
+        starts: where each document begins in `stream`, `[D]`.
         document_bytes: UTF-8 bytes of each document, `[D]`.
-        plan: which piece of which document lies in which row.
-        document_mask: give `documents`, so that attention stays within a piece.
-        restart_positions: count `positions` from 0 in each piece rather than along the row.
+        plan: which piece of which document is in which row.
+        document_mask: return `documents`, so that attention stays within a piece.
+        restart_positions: count positions from 0 in each piece; else along the row.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class PackedRows(Dataset):
         stream: np.ndarray,
         starts: np.ndarray,
         document_bytes: np.ndarray,
-        plan: Rows,
+        plan: Packing,
         *,
         document_mask: bool = True,
         restart_positions: bool = True,
@@ -42,8 +42,8 @@ class PackedRows(Dataset):
         self.context = plan.context
         self.document_mask = document_mask
         self.restart_positions = restart_positions
-        self.targets = plan.pairs  # how many targets are scored
-        self.bytes = int(document_bytes.sum())  # UTF-8 bytes of the text
+        self.targets = plan.pairs
+        self.bytes = int(document_bytes.sum())
         self.starts = starts
         self._source = starts[plan.document] + plan.offset
 
@@ -55,7 +55,7 @@ class PackedRows(Dataset):
         return len(self)
 
     def pieces(self, rows: int | None = None) -> dict[int, int]:
-        """Length -> how many: the pieces of the first rows, padding too, that attention keeps to."""
+        """See `RowSource.pieces`."""
         rows = len(self) if rows is None else min(rows, len(self))
         if not self.document_mask:
             return {self.context: rows}
@@ -65,15 +65,10 @@ class PackedRows(Dataset):
         return _counted(np.append(length, padding[padding > 0]))
 
     def __getitem__(self, ids: Sequence[int]) -> dict[str, Tensor | int]:
-        """The batch of the rows `ids`; an id of -1 is a row of padding only.
+        """The batch of rows `ids`, as `RowSource` describes it; an id of -1 gives a row of padding.
 
-        Returns:
-            tokens: `[B, T]` int64, padding 0.
-            targets: `[B, T]` int64, the token that follows; -100 on padding.
-            positions: `[B, T]` int64, padding 0.
-            documents: `[B, T]` int32, only with the document mask: 0, 1, 2, ... for the pieces of a row, -1 on padding.
-            max_documents: with `documents`: no row has more runs of them, padding included; rounded up to a power of
-                two, so that compiled code meets few values.
+        Tokens and positions are 0 on padding. `documents` numbers the pieces of a row from 0. `max_documents` is
+        rounded up to a power of two: compiled code is compiled again for each value of it.
         """
         ids = np.asarray(ids, dtype=np.int64)
         batch, size = len(ids), len(ids) * self.context
@@ -109,7 +104,7 @@ class PackedRows(Dataset):
 
 
 def pieces_of(documents: np.ndarray) -> dict[int, int]:
-    """Length -> how many: the runs of one document in the rows of `documents`, `[B, T]`."""
+    """`{length: count}` of the runs of equal ids in the rows of `documents`, `[B, T]`."""
     starts = np.ones(documents.shape, dtype=bool)
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
     return _counted(np.diff(np.append(np.flatnonzero(starts), documents.size)))

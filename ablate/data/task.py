@@ -1,4 +1,4 @@
-"""Corpora that are drawn when they are asked for: what a task is, and its rows."""
+"""Diagnostic tasks: corpora whose rows are drawn at random when training reads them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,73 +10,87 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ablate import check
 from ablate.data.contract import Settings
 from ablate.data.rows import IGNORE, pieces_of
 from ablate.data.tokenizer import Tokenizer
 from ablate.errors import AblateError
 
-FORMAT = 1  # of the rows; a new number marks that the same options draw others
+FORMAT = 1  # of the rows; a new number says that the same options now draw other rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSettings(Settings):
-    """A task's: validation is on `val_rows` rows, which are the same whatever the seed."""
+    """The settings of a task.
 
-    val_rows: int
+    Raises:
+        AblateError: a number is out of range.
+    """
+
+    val_rows: int  # rows in the validation split; they are the same for every seed
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check(val_rows=1)
+        check.whole("data.val_rows", self.val_rows, 1)
 
 
 class Task:
-    """A corpus of symbols, the ids 0 to symbols - 1. The end-of-text token follows them; it opens every document,
-    as in text. A subclass says what a row is (`draw`); the attributes are the options.
+    """A corpus of symbols: the ids 0 to symbols - 1, then the end-of-text token, which begins every document.
 
-    Row n of a seed is a function of (seed, n) alone: neither the batch size nor the rows before it count.
+    A subclass defines how a row is drawn: `numbers` and `draw`. Its attributes make up the fingerprint, so they must be
+    all that the rows depend on. Row n is a function of (seed, n) alone, whatever the batch size and the earlier rows.
+
+    Raises:
+        AblateError: fewer than two symbols.
     """
 
     Settings = TaskSettings
 
     def __init__(self, symbols: int):
-        if symbols < 2:
-            raise AblateError(f"data.symbols={symbols}: at least 2, or there is nothing to tell apart")
-        self.symbols = symbols
+        self.symbols = check.whole("data.symbols", symbols, 2)
 
     @property
     def eot(self) -> int:
+        """The id of the end-of-text token."""
         return self.symbols
 
     @property
     def answers(self) -> int:
-        """How many answers are equally likely to who sees nothing of the row but its query."""
+        """How many answers are equally likely given the query alone."""
         return self.symbols
 
     def check(self, context: int) -> None:
-        """Raises AblateError if the task has no row of `context` tokens."""
+        """Checks that a row of `context` tokens is possible.
+
+        Raises:
+            AblateError: it is not.
+        """
 
     def numbers(self, context: int) -> int:
-        """How many random numbers a row takes."""
+        """How many random numbers `draw` needs for a row."""
         raise NotImplementedError
 
     def draw(self, chance: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
-        """Random numbers `[B, numbers]`, uniform in [0, 1) -> tokens and targets, each `[B, T]`; -100: not scored."""
+        """Rows from random numbers: `chance`, `[B, numbers]`, is uniform in [0, 1).
+
+        Returns tokens and targets, each `[B, T]` int64; a target of -100 is not scored.
+        """
         raise NotImplementedError
 
     def layout(self, settings: TaskSettings) -> tuple[np.ndarray, np.ndarray | None]:
-        """Positions and documents of every row, each `[T]`; None where a row is one document."""
+        """Positions and documents, each `[T]`, which all rows share; documents: None if a row is one document."""
         return np.arange(settings.context), None
 
     def open(self, settings: TaskSettings, seed: int, cache_dir: Path) -> "Drawn":
-        """The task with rows of `settings.context` tokens; nothing is written.
+        """The task with rows of `settings.context` tokens. Writes nothing to `cache_dir`.
 
         Raises:
-            AblateError: the options and the context do not fit together.
+            AblateError: the options do not fit the context or the vocabulary.
         """
         if settings.vocab_size != self.symbols + 1:
             raise AblateError(
                 f"data.vocab_size={settings.vocab_size}: {self.symbols} symbols and the end of text make "
-                f"{self.symbols + 1}; leave data.vocab_size out, and it follows data.symbols"
+                f"{self.symbols + 1}; leave data.vocab_size out, and it follows from data.symbols"
             )
         self.check(settings.context)
         options = (FORMAT, type(self).__name__, sorted(vars(self).items()), settings.context, settings.val_rows)
@@ -90,9 +104,9 @@ class Task:
 
 
 class TaskRows(Dataset):
-    """The rows of a split: batches as `PackedRows` gives them. `size`: how many; None: without end."""
+    """The rows of a split, as `RowSource`. `size`: number of rows; None: endless."""
 
-    bytes = None
+    bytes = None  # not text
 
     def __init__(self, task: Task, settings: TaskSettings, seed: np.random.SeedSequence, size: int | None):
         self.task, self.context, self.size = task, settings.context, size
@@ -101,11 +115,7 @@ class TaskRows(Dataset):
         self.targets = 0 if size is None else int((self[range(size)]["targets"] != IGNORE).sum())
 
     def __getitem__(self, ids: Sequence[int]) -> dict[str, Tensor]:
-        """The batch of the rows `ids`; an id of -1 is a row without targets.
-
-        Returns:
-            tokens, targets, positions: `[B, T]` int64. documents: `[B, T]` int32, where attention keeps to them.
-        """
+        """The batch of rows `ids`, as `RowSource` describes it; an id of -1 gives a row without targets."""
         ids = np.asarray(ids, dtype=np.int64)
         tokens, targets = self.task.draw(self._chance(np.maximum(ids, 0)), self.context)
         targets[ids < 0] = IGNORE
@@ -118,11 +128,11 @@ class TaskRows(Dataset):
         }
 
     def pieces(self, rows: int | None = None) -> dict[int, int]:
-        """Of one row, for they are all alike: length -> how many pieces attention keeps to."""
+        """`{length: count}` of the spans of one row; all rows have the same."""
         return {self.context: 1} if self.documents is None else pieces_of(self.documents[None])
 
     def _chance(self, ids: np.ndarray) -> np.ndarray:
-        """Uniform numbers `[B, numbers]`. The generator counts to far: each row has a span of counts of its own."""
+        """Uniform numbers `[B, numbers]`. Philox has a large counter: each row gets its own range."""
         rows = np.empty((len(ids), self.task.numbers(self.context)))
         for row, number in zip(rows, ids.tolist(), strict=True):
             np.random.Generator(np.random.Philox(key=self._key, counter=[0, number, 0, 0])).random(out=row)
@@ -131,7 +141,7 @@ class TaskRows(Dataset):
 
 @dataclass(frozen=True)
 class Drawn:
-    """A task, open: it fulfils `Opened`."""
+    """A task that is ready for training, as `Opened`."""
 
     task: Task
     tokenizer: Tokenizer
@@ -140,7 +150,7 @@ class Drawn:
     val: TaskRows
 
     def report(self) -> dict[str, float]:
-        """`chance`: the accuracy of an answer given without seeing the row."""
+        """`chance` is the accuracy of guessing from the query alone."""
         return {
             "vocabulary": len(self.tokenizer),
             "val_rows": self.val.size,
@@ -155,4 +165,4 @@ class Drawn:
         )
 
     def require(self, batch_size: int) -> None:
-        """There are always enough."""
+        """Rows are endless, so there are always enough."""

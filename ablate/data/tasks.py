@@ -1,46 +1,46 @@
-"""Diagnostic tasks: corpora of symbols whose best accuracy is known beforehand."""
+"""The diagnostic tasks. For each the best possible accuracy is known."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from ablate import check
 from ablate.data.corpus import CORPORA
 from ablate.data.rows import IGNORE
 from ablate.data.task import Task, TaskSettings
 from ablate.errors import AblateError
 
-POWER = 0.01  # of the gaps before the queries of `recall`, as in Zoology's experiments
+POWER = 0.01  # `power_a` of Zoology's experiments: the gaps before the queries of `recall`
 
 
-def whole(chance: np.ndarray, below: int) -> np.ndarray:
-    """Uniform numbers in [0, 1) -> uniform integers from 0 to below - 1."""
+def integers(chance: np.ndarray, below: int) -> np.ndarray:
+    """Uniform integers from 0 to `below - 1`, from uniform numbers in [0, 1)."""
     return (chance * below).astype(np.int64)
 
 
 def unscored(tokens: np.ndarray) -> np.ndarray:
+    """Targets for `tokens`, `[B, T]`, none of them scored."""
     return np.full_like(tokens, IGNORE)
 
 
 @CORPORA.register("copy")
 class Copy(Task):
-    """Random symbols; each position has to give the symbol that stands `distance` before it.
+    """Random symbols; at each position the target is the symbol `distance` tokens before it.
 
-    What reaches less far than `distance` cannot do better than chance.
+    A model that reaches less far back than `distance` cannot do better than chance.
 
-    symbols: how many there are.
-    distance: how far back the answer stands, in tokens.
+    symbols: number of symbols.
+    distance: tokens from the query back to the answer.
     """
 
     def __init__(self, *, symbols: int = 32, distance: int = 32):
         super().__init__(symbols)
-        if distance < 1:
-            raise AblateError(f"data.distance={distance}: at least 1")
-        self.distance = distance
+        self.distance = check.whole("data.distance", distance, 1)
 
     def check(self, context: int) -> None:
         if self.distance > context - 2:
             raise AblateError(
-                f"data.distance={self.distance}: a context of {context} tokens, the first of which opens the document, "
+                f"data.distance={self.distance}: a context of {context} tokens, with the end of text as its first, "
                 f"has room for {context - 2} at most; lower it or raise model.context"
             )
 
@@ -49,7 +49,7 @@ class Copy(Task):
 
     def draw(self, chance: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
         tokens = np.full((len(chance), context), self.eot)
-        tokens[:, 1:] = whole(chance, self.symbols)
+        tokens[:, 1:] = integers(chance, self.symbols)
         targets = unscored(tokens)
         targets[:, 1 + self.distance :] = tokens[:, 1 : -self.distance]
         return tokens, targets
@@ -57,15 +57,16 @@ class Copy(Task):
 
 @CORPORA.register("recall")
 class Recall(Task):
-    """Multi-query associative recall (Arora et al. 2023, "Zoology"): `pairs` keys, each with its value; then each
-    key comes once more, and there its value is due.
+    """Multi-query associative recall (Arora et al. 2023, "Zoology"): `pairs` keys, each followed by its value; then
+    each key once more, as a query whose target is the value.
 
-    The lower half of the symbols are keys, the others values, and a row has each at most once among its pairs.
-    Queries stand at even distances from the end of the pairs, most of them near: gap g with a probability that
-    goes with g^(0.01 - 1). Between them lie random values (there: random symbols), so that a key comes only twice.
+    The lower half of the symbols are keys, the others are values; no key and no value is in two pairs of a row.
+    Queries are at even distances from the end of the pairs, most of them near: the probability of gap g is
+    proportional to g^(0.01 - 1). Random values fill the places between (in the paper: random symbols), so that a key
+    occurs exactly twice.
 
-    symbols: how many there are, keys and values together.
-    pairs: how many a row has.
+    symbols: number of symbols, keys and values together.
+    pairs: pairs of key and value in a row.
     """
 
     def __init__(self, *, symbols: int = 64, pairs: int = 4):
@@ -73,7 +74,7 @@ class Recall(Task):
         self.keys, self.pairs = symbols // 2, pairs
         if not 1 <= pairs <= self.keys:
             raise AblateError(
-                f"data.pairs={pairs}: expected 1 to {self.keys}, for half of data.symbols={symbols} are keys"
+                f"data.pairs={pairs}: expected 1 to {self.keys}, as half of data.symbols={symbols} are keys"
             )
 
     @property
@@ -88,10 +89,11 @@ class Recall(Task):
             )
 
     def _gaps(self, context: int) -> int:
-        """Places for queries, every other one after the pairs."""
+        """How many places there are for queries: every other one after the pairs."""
         return (context - 2 * self.pairs) // 2
 
     def _filler(self, context: int) -> int:
+        """How many places there are after the pairs."""
         return context - 1 - 2 * self.pairs
 
     def numbers(self, context: int) -> int:
@@ -104,12 +106,12 @@ class Recall(Task):
         )
         keys = for_keys.argsort(1)[:, : self.pairs]
         values = for_values.argsort(1)[:, : self.pairs] + self.keys
-        # Without replacement, by weight: the earliest of exponential clocks that run at these rates.
+        # Weighted sampling without replacement: the first arrivals of exponential clocks with these rates.
         rate = np.arange(1, gaps + 1) ** (POWER - 1)
         queries = after + 2 * (-np.log1p(-for_gaps) / rate).argsort(1)[:, : self.pairs]
         tokens = np.full((len(chance), context), self.eot)
         tokens[:, 1:after:2], tokens[:, 2:after:2] = keys, values
-        tokens[:, after:] = whole(for_filler, self.answers) + self.keys
+        tokens[:, after:] = integers(for_filler, self.answers) + self.keys
         np.put_along_axis(tokens, queries, keys, axis=1)
         targets = unscored(tokens)
         np.put_along_axis(targets, queries, values, axis=1)
@@ -118,15 +120,15 @@ class Recall(Task):
 
 @CORPORA.register("induction")
 class Induction(Task):
-    """A random segment, again and again (Olsson et al. 2022, "repeated random tokens"): from the second time on, the
-    next symbol is due: ... A B ... A -> B.
+    """A random segment, repeated (Olsson et al. 2022, "repeated random tokens"); from its second time on, the target is
+    the next symbol: ... A B ... A -> B.
 
-    No symbol comes twice in a segment. Its length, `shortest` to `longest`, differs from row to row, so that it must
-    be found by what the tokens are, not by how far away they stand.
+    No symbol is in a segment twice. The length of the segment differs from row to row, so that a model has to find the
+    answer by the symbol and not by the distance.
 
-    symbols: how many there are.
-    shortest: the least length of a segment.
-    longest: the greatest length of a segment.
+    symbols: number of symbols.
+    shortest: the smallest length of a segment.
+    longest: the largest length of a segment.
     """
 
     def __init__(self, *, symbols: int = 32, shortest: int = 4, longest: int = 16):
@@ -134,13 +136,13 @@ class Induction(Task):
         if not 1 <= shortest <= longest:
             raise AblateError(f"data.shortest={shortest}: expected 1 to data.longest={longest}")
         if longest > symbols:
-            raise AblateError(f"data.longest={longest}: no symbol comes twice, and there are data.symbols={symbols}")
+            raise AblateError(f"data.longest={longest}: no symbol is in a segment twice, and data.symbols={symbols}")
         self.shortest, self.longest = shortest, longest
 
     def check(self, context: int) -> None:
         if self.longest > context - 2:
             raise AblateError(
-                f"data.longest={self.longest}: to begin again within a context of {context} tokens a segment has "
+                f"data.longest={self.longest}: to come twice in a context of {context} tokens a segment can have "
                 f"{context - 2} at most; lower it or raise model.context"
             )
 
@@ -149,7 +151,7 @@ class Induction(Task):
 
     def draw(self, chance: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
         segment = chance[:, 1:].argsort(1)
-        length = self.shortest + whole(chance[:, :1], self.longest - self.shortest + 1)
+        length = self.shortest + integers(chance[:, :1], self.longest - self.shortest + 1)
         along = np.arange(context)
         sequence = np.take_along_axis(segment, along % length, axis=1)
         tokens = np.full_like(sequence, self.eot)
@@ -159,19 +161,19 @@ class Induction(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class LeakSettings(TaskSettings):
-    """Validation keeps to documents, or not, as training does: that is what is measured."""
+    """The settings of `leak`. They apply in training and in validation."""
 
-    document_mask: bool
-    restart_positions: bool
+    document_mask: bool  # attention stays within a document
+    restart_positions: bool  # positions start at 0 in each document
 
 
 @CORPORA.register("leak")
 class Leak(Task):
-    """A random document and the same one again, packed into a row; the symbols of the second are due.
+    """A random document and the same one again, packed into a row; the targets are the symbols of the second.
 
-    Who sees the first can copy it; within one document, no answer is better than chance.
+    A model that attends to the first document can copy it; within the second, no answer is better than chance.
 
-    symbols: how many there are.
+    symbols: number of symbols.
     """
 
     Settings = LeakSettings
@@ -194,7 +196,7 @@ class Leak(Task):
     def draw(self, chance: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
         half = context // 2
         tokens = np.full((len(chance), context), self.eot)
-        tokens[:, 1:half] = tokens[:, half + 1 :] = whole(chance, self.symbols)
+        tokens[:, 1:half] = tokens[:, half + 1 :] = integers(chance, self.symbols)
         targets = unscored(tokens)
         targets[:, half:-1] = tokens[:, half + 1 :]
         return tokens, targets

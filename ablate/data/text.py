@@ -1,34 +1,18 @@
 """The corpus `text`: local files and folders."""
 
 import json
-import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from ablate import check
 from ablate.data.corpus import CORPORA, Corpus, hash_files
+from ablate.data.huggingface import first_line, quiet_datasets
 from ablate.errors import AblateError, did_you_mean
 
 PROSE = {".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".html"}
-SOURCE = {
-    ".py",
-    ".pyi",
-    ".c",
-    ".h",
-    ".cc",
-    ".cpp",
-    ".hpp",
-    ".cu",
-    ".js",
-    ".ts",
-    ".java",
-    ".go",
-    ".rs",
-    ".sh",
-    ".jl",
-    ".r",
-}
+SOURCE = {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".js", ".ts", ".java"}
+SOURCE |= {".go", ".rs", ".sh", ".jl", ".r"}
 RECORDS = {".jsonl", ".ndjson", ".json", ".csv", ".parquet"}
 
 
@@ -36,15 +20,13 @@ RECORDS = {".jsonl", ".ndjson", ".json", ".csv", ".parquet"}
 class Text(Corpus):
     """A file, or every readable file of a folder and its subfolders, in the order of their names.
 
-    `field`: what holds the text in a record of .jsonl, .ndjson, .json, .csv and .parquet.
-    `documents`: in a plain text file, whether the file, each paragraph (between blank lines) or each
-    line is a document.
+    path: the file or folder.
+    field: the field with the text in a record of .jsonl, .ndjson, .json, .csv and .parquet.
+    documents: whether a plain text file is one document, or each of its paragraphs (between blank lines) or lines is.
     """
 
     def __init__(self, *, path: str, field: str = "text", documents: Literal["file", "paragraph", "line"] = "file"):
-        if not path:
-            raise AblateError("data.path: needs a value; set data.path to your text")
-        self.path = Path(path).expanduser()
+        self.path = Path(check.text("data.path", path)).expanduser()
         self.field = field
         self.unit = documents
         if documents == "file":
@@ -68,13 +50,13 @@ class Text(Corpus):
         return files
 
     def documents(self) -> Iterator[str]:
-        none = True
+        empty = True
         for file in self.files():
             for document in self._read(file):
                 if document.strip():
-                    none = False
+                    empty = False
                     yield document
-        if none:
+        if empty:
             raise AblateError(f"data.path={self.path}: no text in it; give files that are not empty")
 
     def fingerprint(self) -> str:
@@ -101,9 +83,11 @@ class Text(Corpus):
                 yield text_of(_parse(line, f"{file}:{number}"), self.field, f"{file}:{number}")
 
     def _json(self, file: Path) -> Iterator[str]:
-        records = _parse("".join(_lines(file)), str(file), "; if it holds one object a line, name it .jsonl")
+        records = _parse("".join(_lines(file)), str(file), "; if each line is an object, name it .jsonl")
         if not isinstance(records, list):
-            raise AblateError(f"data.path={file}: a .json file must be a list of objects; for one a line use .jsonl")
+            raise AblateError(
+                f"data.path={file}: a .json file must be a list of objects; if each line is one, name it .jsonl"
+            )
         for index, record in enumerate(records):
             yield record if isinstance(record, str) else text_of(record, self.field, f"{file}[{index}]")
 
@@ -114,7 +98,7 @@ class Text(Corpus):
 
         if file.stat().st_size == 0:
             return
-        # A CSV cell such as "null" is text to us, not a missing value.
+        # Else pandas reads a CSV cell such as "null" as a missing value.
         reading = {"keep_default_na": False} if kind == "csv" else {}
         data_files = escape(str(file.absolute()))
         try:
@@ -124,16 +108,16 @@ class Text(Corpus):
                     yield text_of(row, self.field, f"{file}[{index}]")
         except AblateError:
             raise
-        except Exception as error:  # each reader has its own exceptions for a damaged file
+        except Exception as error:  # each reader raises its own exceptions for a damaged file
             reason = first_line(error.__cause__ or error)
             raise AblateError(f"data.path={file}: damaged, or not a {kind} file: {reason}; replace it") from error
 
 
 def text_of(record: Any, field: str, where: str) -> str:
-    """The text that `record` holds under `field`; an absent value (null) is an empty text.
+    """The text in the field `field` of `record`; null is an empty text. `where` names the record in errors.
 
     Raises:
-        AblateError: `record` is not an object, lacks the field, or holds something else than text there.
+        AblateError: `record` is not an object, lacks the field, or has something other than text in it.
     """
     if not isinstance(record, dict):
         raise AblateError(f"data.path={where}: expected an object with a field '{field}', not {type(record).__name__}")
@@ -141,25 +125,8 @@ def text_of(record: Any, field: str, where: str) -> str:
         raise AblateError(f"data.field: no field '{field}' in {where}{did_you_mean(field, map(str, record))}")
     value = record[field]
     if value is not None and not isinstance(value, str):
-        raise AblateError(f"data.field: '{field}' in {where} is not text but {type(value).__name__}; name another")
+        raise AblateError(f"data.field: '{field}' in {where} is not text but {type(value).__name__}; choose another")
     return value or ""
-
-
-@contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """Inside, `datasets` does not log the errors that it raises: the user reads them once, from us."""
-    logger = logging.getLogger("datasets")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type where there is none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _parse(text: str, where: str, hint: str = "") -> Any:
@@ -169,11 +136,11 @@ def _parse(text: str, where: str, hint: str = "") -> Any:
         reason = (
             f"{error.msg} at character {error.pos}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
         )
-        raise AblateError(f"data.path={where}: broken JSON: {reason}{hint}; mend or remove it") from error
+        raise AblateError(f"data.path={where}: broken JSON: {reason}{hint}; repair or remove it") from error
 
 
 def _lines(file: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file with their line ends as they stand, one at a time for files of any size."""
+    """The lines of a UTF-8 file with their line ends, one at a time, for files of any size."""
     offset = 0
     try:
         with file.open("rb") as opened:
@@ -190,10 +157,11 @@ def _lines(file: Path) -> Iterator[str]:
                 yield text.removeprefix("\ufeff") if offset == 0 else text
                 offset += len(line)
     except OSError as error:
-        raise AblateError(f"data.path={file}: cannot read it ({error.strerror}); mend or remove it") from error
+        raise AblateError(f"data.path={file}: cannot read it ({error.strerror}); repair or remove it") from error
 
 
 def _paragraphs(file: Path) -> Iterator[str]:
+    """The runs of lines between blank lines."""
     lines: list[str] = []
     for line in _lines(file):
         if line.strip():

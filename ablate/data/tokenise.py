@@ -1,81 +1,92 @@
 """Writing a prepared corpus: read, split, train the tokenizer, tokenise."""
 
 import hashlib
-import json
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
+from ablate.data.contract import Source, TextSettings
 from ablate.data.tokenizer import Tokenizer
 from ablate.errors import AblateError
+from ablate.files import write_json
 
-if TYPE_CHECKING:
-    from ablate.data.corpus import Corpus
-
-FORMAT = 1  # of the prepared folder; a new number prepares every corpus again
+FORMAT = 1  # of the prepared folder; with a new number every corpus is prepared again
 SPLITS = ("train", "val")
-BATCH_BYTES = 4 << 20  # of text tokenised at once
+BATCH_BYTES = 4 << 20  # of text that is tokenised at once
 
 
 def write(
-    corpus: "Corpus",
+    source: Source,
     tokenizer: Tokenizer | None,
-    vocab_size: int,
-    val_fraction: float,
+    settings: TextSettings,
     fingerprint: str,
     work: Path,
     show_progress: bool,
 ) -> None:
-    """Prepare `corpus` into the new folder `work / "corpus"`, with `tokenizer` or one trained on its train split.
+    """Prepares `source` in the new folder `work / "corpus"`, with `tokenizer` or one trained on its train split.
 
-    The source is read once (it may be a stream from the network) into one file of text, which training
-    the tokenizer and tokenising then read.
+    The source is read once, as it may be a stream from the network, into one file of text. Training the tokenizer and
+    tokenising read that file.
+
+    Raises:
+        AblateError: the source cannot be read, or has too few documents to split.
     """
     out = work / "corpus"
     out.mkdir()
     spool = _Spool(work / "text")
-    spool.fill(_progress(corpus.documents(), "reading", None, show_progress))
-    in_val = _split(spool.hashes, val_fraction, corpus.remedy)
+    spool.fill(_progress(source.documents(), "reading", None, show_progress))
+    in_val = _split(spool.hashes, settings.val_fraction, source.remedy)
     if tokenizer is None:
-        training = (text for text, val in zip(spool.texts(), in_val, strict=True) if not val)
-        count = int((~in_val).sum())
-        tokenizer = Tokenizer.train(_progress(training, "training the tokenizer", count, show_progress), vocab_size)
+        texts = (text for text, val in zip(spool.texts(), in_val, strict=True) if not val)
+        texts = _progress(texts, "training the tokenizer", int((~in_val).sum()), show_progress)
+        tokenizer = Tokenizer.train(texts, settings.vocab_size)
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
+    pairs = _tokenise(spool, in_val, tokenizer, dtype, out, show_progress)
 
-    counts = [array("q"), array("q")]  # pairs of each document, by split
-    with (out / "train.bin").open("wb") as train, (out / "val.bin").open("wb") as val:
-        files = (train, val)
-        texts = _progress(spool.texts(), "tokenising", len(in_val), show_progress)
-        for texts_batch, val_batch in _batches(texts, in_val, spool.lengths):
-            for ids, split in zip(tokenizer.encode_batch(texts_batch), val_batch, strict=True):
-                _append(files[split], [tokenizer.eot, *ids], dtype)
-                counts[split].append(len(ids) + 1)
-        for file in files:
-            _append(file, [tokenizer.eot], dtype)
-
-    manifest = {"format": FORMAT, "fingerprint": fingerprint, "corpus": type(corpus).__name__.lower()}
-    manifest |= {
+    manifest = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "corpus": source.name,
         "dtype": dtype.name,
         "vocabulary": len(tokenizer),
-        "tokenizer": hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
+        "tokenizer": tokenizer.fingerprint(),
     }
     lengths = np.array(spool.lengths)
     for split, name in enumerate(SPLITS):
-        pairs = np.array(counts[split])
         document_bytes = lengths[in_val == bool(split)]
-        np.savez(out / f"{name}.npz", starts=np.cumsum(pairs) - pairs, bytes=document_bytes)
-        totals = {"documents": len(pairs), "tokens": int(pairs.sum()), "bytes": int(document_bytes.sum())}
-        manifest[name] = totals
+        np.savez(out / f"{name}.npz", starts=np.cumsum(pairs[split]) - pairs[split], bytes=document_bytes)
+        manifest[name] = {
+            "documents": len(pairs[split]),
+            "tokens": int(pairs[split].sum()),
+            "bytes": int(document_bytes.sum()),
+        }
     tokenizer.save(out / "tokenizer.json")
     manifest["files"] = {file.name: file.stat().st_size for file in sorted(out.iterdir())}
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "manifest.json", manifest)
+
+
+def _tokenise(
+    spool: "_Spool", in_val: np.ndarray, tokenizer: Tokenizer, dtype: np.dtype, out: Path, show_progress: bool
+) -> list[np.ndarray]:
+    """Writes the token streams; returns how many (input, target) pairs each document of train and of val has."""
+    pairs = [array("q"), array("q")]
+    with (out / "train.bin").open("wb") as train, (out / "val.bin").open("wb") as val:
+        files = (train, val)
+        texts = _progress(spool.texts(), "tokenising", len(in_val), show_progress)
+        for text_batch, val_batch in _batches(texts, in_val, spool.lengths):
+            for ids, split in zip(tokenizer.encode_batch(text_batch), val_batch, strict=True):
+                _append(files[split], [tokenizer.eot, *ids], dtype)
+                pairs[split].append(len(ids) + 1)
+        for file in files:
+            _append(file, [tokenizer.eot], dtype)
+    return [np.array(counts) for counts in pairs]
 
 
 class _Spool:
-    """Documents in one file, with the UTF-8 length and the content hash of each in memory."""
+    """All documents in one file; the UTF-8 length and the hash of each in memory."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -84,7 +95,7 @@ class _Spool:
     def fill(self, documents: Iterable[str]) -> None:
         with self.path.open("wb") as file:
             for document in documents:
-                content = document.encode("utf-8", errors="replace")  # JSON can spell half a surrogate pair
+                content = document.encode("utf-8", errors="replace")  # JSON can contain half a surrogate pair
                 file.write(content)
                 self.lengths.append(len(content))
                 self.hashes.append(int.from_bytes(hashlib.sha256(content).digest()[:8], "big"))
@@ -96,9 +107,12 @@ class _Spool:
 
 
 def _split(hashes: array, val_fraction: float, remedy: str) -> np.ndarray:
-    """Which documents are for validation, `[D]` bool: those whose hash lies in the lowest `val_fraction`.
+    """Which documents are for validation, `[D]` bool: hashes in the lowest `val_fraction` of their range.
 
-    Where that leaves a split empty, the document with the lowest hash (highest, for an empty train split) moves.
+    If no hash is, validation gets the document with the lowest; if all are, training gets the one with the highest.
+
+    Raises:
+        AblateError: there are not two different documents.
     """
     numbers = np.array(hashes, dtype=np.uint64)
     distinct = len(np.unique(numbers))
@@ -112,6 +126,7 @@ def _split(hashes: array, val_fraction: float, remedy: str) -> np.ndarray:
 
 
 def _batches(texts: Iterable[str], in_val: np.ndarray, lengths: array) -> Iterator[tuple[list[str], list[int]]]:
+    """Texts and their splits (1: validation), about `BATCH_BYTES` of text at a time."""
     batch: list[str] = []
     splits: list[int] = []
     size = 0

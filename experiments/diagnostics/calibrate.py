@@ -1,13 +1,12 @@
-"""What the diagnostic tasks measure over seeds: python experiments/diagnostics/calibrate.py --seeds 6 --jobs 2
+"""Measures the accuracy of the diagnostic tasks: python experiments/diagnostics/calibrate.py --seeds 6 --jobs 2
 
-Each arm is `train.py` with its overrides and the defaults of the task. The results go to results.json beside this
-file, and are written again after every run.
+An arm is `train.py` with its overrides and the defaults of the task. The results go to results.json beside this file,
+which is written after every run.
 """
 
 import argparse
 import contextlib
 import io
-import json
 import multiprocessing
 import os
 import platform
@@ -15,6 +14,8 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+
+from ablate.files import read_json, write_json
 
 HERE = Path(__file__).parent
 ARMS = {
@@ -32,7 +33,7 @@ ARMS = {
 
 
 def run(arm: str, seed: int) -> dict:
-    """One run in this process: its summary, and how long it took from composing the configuration to the end."""
+    """Trains one run in this process; returns its summary, and the seconds that it took."""
     from ablate.compose import compose_config
     from ablate.run import read_summary
     from ablate.training import job
@@ -53,14 +54,14 @@ def start_worker(threads: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
+    parser.add_argument("--jobs", type=int, default=1, help="how many runs at a time; they share the cores")
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
-    parser.add_argument("--only", default="", help="arms whose name begins so; the others stay as recorded")
+    parser.add_argument("--only", default="", help="only arms whose name begins with this; the others stay as recorded")
     options = parser.parse_args()
     arms = [arm for arm in ARMS if arm.startswith(options.only)]
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     results = {"date": time.strftime("%Y-%m-%d"), "seeds": options.seeds, "cpu": cpu(), "threads": threads}
-    recorded = json.loads(options.out.read_text(encoding="utf-8"))["arms"] if options.only else {}
+    recorded = read_json(options.out)["arms"] if options.only else {}
     results["arms"] = {arm: row for arm, row in recorded.items() if arm not in arms}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, spawn, start_worker, (threads,)) as pool:
@@ -72,12 +73,12 @@ def main() -> None:
             row = results["arms"].setdefault(arm, row | {"accuracy": {}, "seconds": {}})
             row["accuracy"][str(seed)] = round(summary["metrics"]["val/accuracy"], 4)
             row["seconds"][str(seed)] = round(summary["seconds"], 1)
-            options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            write_json(options.out, results)
             print(f"{arm}, seed {seed}: {row['accuracy'][str(seed)]:.4f}", flush=True)
 
 
 def cpu() -> str:
-    """The processor's name, where the system tells it."""
+    """The name of the processor, or of its architecture."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -8,8 +8,8 @@ from threading import Thread
 
 import pytest
 
-from ablate.data import CORPORA, hub
-from ablate.data.corpus import _definitions
+from ablate.data import CORPORA, hub, huggingface
+from ablate.data.stdlib import definitions
 from ablate.errors import AblateError
 
 
@@ -55,11 +55,11 @@ def test_stdlib_fingerprint_depends_on_the_option():
 
 def test_definitions_carry_their_decorators_and_skip_the_rest():
     source = "import os\n\n@a\n@b(\n  1)\ndef f():\n    '\x0c'\n    return 1\n\nx = 2\nclass C:\n    y = 1\n# end\n"
-    assert _definitions(source) == [
+    assert definitions(source) == [
         "@a\n@b(\n  1)\ndef f():\n    '\x0c'\n    return 1",
         "class C:\n    y = 1",
     ]
-    assert _definitions("def f(:\n") == []
+    assert definitions("def f(:\n") == []
 
 
 def test_text_reads_each_kind_in_the_order_of_names(tmp_path):
@@ -146,7 +146,7 @@ def test_text_needs_a_place_with_readable_files(tmp_path):
     assert "no such file or folder" in failure("text", path=tmp_path / "nowhere")
     (tmp_path / "picture.png").write_bytes(b"x")
     assert "no file in it that can be read" in failure("text", path=tmp_path)
-    assert "data.path: needs a value" in failure("text", path="")
+    assert "data.path: it is empty" in failure("text", path="")
     assert "data.path" in failure("text")
 
 
@@ -207,7 +207,7 @@ def test_hub_is_used_where_it_answers_and_the_cache_where_not(monkeypatch, statu
         else:
             server.server_close()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        with hub.hub_or_cache() as online:
+        with huggingface.hub_or_cache() as online:
             assert online == bool(status)
             assert constants.HF_HUB_OFFLINE == datasets.config.HF_HUB_OFFLINE == (not online)
     assert not constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE

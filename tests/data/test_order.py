@@ -18,7 +18,7 @@ def test_each_epoch_is_a_permutation_of_its_own():
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
 
 
-def test_it_goes_on_from_any_step():
+def test_it_starts_at_any_step_of_the_same_order():
     whole = take(StepOrder(rows=7, batch_size=3, seed=5), 20)
     for start in (0, 1, 6, 13):
         assert take(StepOrder(rows=7, batch_size=3, seed=5, start=start), 20 - start) == whole[start:]

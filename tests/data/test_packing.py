@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ablate.data import PACKERS, PackedRows, Rows
-from ablate.data.rows import pieces_of
+from ablate.data import PACKERS, PackedRows, Packing, pieces_of
 
 CASES = [
     ([5], 8),
@@ -101,7 +100,7 @@ def test_best_fit_takes_the_fullest_row_with_room():
 def test_save_and_load(tmp_path):
     rows = pack("best_fit", [3, 20, 4], 8)
     rows.save(tmp_path / "rows.npz")
-    again = Rows.load(tmp_path / "rows.npz")
+    again = Packing.load(tmp_path / "rows.npz")
     assert laid_out(again) == laid_out(rows)
     assert (again.context, again.dropped) == (8, 0)
 

@@ -10,12 +10,17 @@ import time
 import numpy as np
 import pytest
 
-from ablate.data import CORPORA, Corpus, Text, Tokenizer, prepare
+from ablate.data import CORPORA, Corpus, Text, TextSettings, Tokenizer, prepare
 from ablate.errors import AblateError
 from ablate.files import workspace
 
 DOCUMENTS = [f"document {i}: " + "été of the 😀 fox " * (i % 7 + 1) for i in range(60)]
 OPTIONS = {"tokenizer": None, "vocab_size": 280, "context": 32, "packing": "concat", "val_fraction": 0.2}
+OTHERS = {"document_mask": True, "restart_positions": True, "batch_size": 1, "workers": 0, "max_rows": None}
+
+
+def settings(**changes):
+    return TextSettings(**OPTIONS | OTHERS | changes)
 
 
 def write(folder, documents=DOCUMENTS):
@@ -27,7 +32,7 @@ def write(folder, documents=DOCUMENTS):
 
 def prepared(folder, cache, documents="file", **changes):
     corpus = Text(path=str(folder), documents=documents)
-    return prepare(corpus, **OPTIONS | changes, cache_dir=cache, show_progress=False)
+    return prepare(corpus, settings(**changes), cache, show_progress=False)
 
 
 def split_documents(rows, tokenizer):
@@ -136,7 +141,7 @@ def test_a_given_tokenizer(tmp_path):
         ({"val_fraction": 0.0}, "data.val_fraction=0.0"),
         ({"val_fraction": 2}, "data.val_fraction=2"),
         ({"vocab_size": 100}, "data.vocab_size=100"),
-        ({"context": 0}, "model.context=0"),
+        ({"context": 0}, "data.context=0"),
     ],
 )
 def test_bad_options_stop_before_anything_is_read(tmp_path, change, expected):
@@ -190,6 +195,8 @@ def test_a_place_that_cannot_be_written(tmp_path):
 
 
 class Failing(Corpus):
+    name = "failing"
+
     def fingerprint(self):
         return "failing"
 
@@ -200,7 +207,7 @@ class Failing(Corpus):
 
 def test_a_failure_leaves_nothing_behind(tmp_path):
     with pytest.raises(AblateError, match="no more"):
-        prepare(Failing(), **OPTIONS, cache_dir=tmp_path)
+        prepare(Failing(), settings(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -208,23 +215,23 @@ def run_prepare(folder, cache, before=""):
     code = f"""
         import time
         from pathlib import Path
-        from ablate.data import Text, Tokenizer, prepare
+        from ablate.data import Text, TextSettings, Tokenizer, prepare
         {before}
-        prepare(Text(path={str(folder)!r}), tokenizer=None, vocab_size=280, context=32, packing="concat",
-                val_fraction=0.2, cache_dir=Path({str(cache)!r}), show_progress=False)
+        settings = TextSettings(**{OPTIONS | OTHERS!r})
+        prepare(Text(path={str(folder)!r}), settings, Path({str(cache)!r}), show_progress=False)
     """
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
 
 
 def test_a_killed_preparation_is_not_taken_for_a_finished_one(tmp_path):
     folder, cache = write(tmp_path / "text"), tmp_path / "cache"
-    hang = "Tokenizer.encode_batch = lambda *_: time.sleep(60)"  # killed while it tokenises
+    hang = "Tokenizer.encode_batch = lambda *_: time.sleep(60)"  # so that it is killed while it tokenises
     child = run_prepare(folder, cache, hang)
     deadline = time.monotonic() + 60
     while not list(cache.glob(".preparing-*/corpus/train.bin")):
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    with workspace(cache):  # the living owner's folder is let alone
+    with workspace(cache):  # a folder whose process is alive stays
         assert list(cache.glob(".preparing-*/corpus/train.bin"))
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
@@ -249,7 +256,7 @@ def test_the_default_corpus_can_be_prepared(tmp_path, monkeypatch):
     stdlib = CORPORA.build({"name": "stdlib"})
     files = stdlib.files()[:12]
     monkeypatch.setattr(type(stdlib), "files", lambda self: files)
-    ours = prepare(stdlib, **OPTIONS | {"packing": "best_fit"}, cache_dir=tmp_path, show_progress=False)
+    ours = prepare(stdlib, settings(packing="best_fit"), tmp_path, show_progress=False)
     assert ours.folder.name.startswith("stdlib-")
     assert ours.report()["train_utilisation"] > 0.9
     assert ours.train.stream.dtype == np.uint16

@@ -1,4 +1,4 @@
-"""The diagnostic tasks: their rows by definition, drawn by (seed, row) alone."""
+"""The diagnostic tasks: their rows are as defined, and a function of (seed, row) alone."""
 
 import re
 from collections import Counter
@@ -42,7 +42,7 @@ def copy_answers(tokens, distance):
 
 
 def last_pairing(tokens, t):
-    """What came after the first earlier token that equals token t."""
+    """The token after the first earlier occurrence of token t."""
     return next((tokens[s + 1] for s in range(1, t) if tokens[s] == tokens[t]), IGNORE)
 
 
@@ -67,7 +67,7 @@ def test_recall_pairs_keys_with_values_and_asks_for_each_once():
 
 
 def test_recall_puts_queries_near_by_the_power_law():
-    """The first query to be placed: with one pair, its gap g has a probability that goes with g^-0.99."""
+    """With one pair, the probability of gap g is proportional to g^-0.99."""
     seen = Counter(targets.index(max(targets)) for _, targets in rows("recall", 20000, context=22, task={"pairs": 1}))
     weights = np.arange(1, 11) ** -0.99
     expected = 20000 * weights / weights.sum()
@@ -81,7 +81,7 @@ def test_recall_may_fill_its_context():
         assert sorted(tokens[9::2]) == sorted(tokens[1:9:2])
 
 
-def test_induction_repeats_a_segment_and_asks_from_its_second_time_on():
+def test_induction_repeats_a_segment_and_scores_from_its_second_time_on():
     lengths = Counter()
     for tokens, targets in rows("induction", 2000):
         length = next(n for n in range(1, 23) if tokens[1 + n] == tokens[1])
@@ -123,7 +123,7 @@ SOLVERS = {
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_who_sees_the_row_can_answer_everything(name):
+def test_every_answer_follows_from_the_row(name):
     for tokens, targets in rows(name):
         asked = [t for t, target in enumerate(targets) if target != IGNORE]
         assert asked
@@ -194,7 +194,7 @@ def test_an_id_of_minus_one_is_a_row_without_targets(name):
     assert all(value.shape == (2, 24) for value in batch.values())
 
 
-def test_the_order_of_rows_without_end_is_their_own():
+def test_endless_rows_are_read_in_their_own_order():
     order = StepOrder(rows=None, batch_size=3, seed=5, start=2)
     assert order.at(2).tolist() == [6, 7, 8] == next(iter(order))
     ranks = [StepOrder(rows=None, batch_size=3, seed=5, rank=r, world=2).at(1) for r in (0, 1)]
@@ -224,7 +224,7 @@ def test_the_tokenizer_reads_numbers(text):
     assert opened("copy").tokenizer.encode(text) == [3, 0, 6]
 
 
-def test_the_tokenizer_writes_what_goes_on_from_a_prompt():
+def test_decoded_ids_continue_a_prompt():
     tokenizer = opened("copy").tokenizer
     assert "3 0" + tokenizer.decode([6, 1]) == "3 0 6 1"
     assert (len(tokenizer), tokenizer.eot) == (8, 7)
@@ -232,19 +232,19 @@ def test_the_tokenizer_writes_what_goes_on_from_a_prompt():
 
 
 @pytest.mark.parametrize("text", ["def", "7", "1 x"])
-def test_what_is_no_symbol_is_refused(text):
+def test_text_that_is_not_a_symbol_is_refused(text):
     with pytest.raises(AblateError, match="not in the vocabulary"):
         opened("copy").tokenizer.encode(text)
 
 
-# --- what cannot be drawn --------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
-        ("copy", {"task": {"symbols": 1}}, "data.symbols=1: at least 2"),
-        ("copy", {"task": {"distance": 0}}, "data.distance=0: at least 1"),
+        ("copy", {"task": {"symbols": 1}}, "data.symbols=1: expected a whole number, at least 2"),
+        ("copy", {"task": {"distance": 0}}, "data.distance=0: expected a whole number, at least 1"),
         ("copy", {"task": {"distance": 23}}, "data.distance=23: a context of 24 .* 22 at most"),
         ("recall", {"task": {"pairs": 0}}, "data.pairs=0: expected 1 to 10"),
         ("recall", {"task": {"pairs": 11}}, "data.pairs=11: expected 1 to 10, .* data.symbols=20"),
@@ -258,8 +258,8 @@ def test_what_is_no_symbol_is_refused(text):
         ("copy", {"vocab_size": 7}, "data.vocab_size=7: 7 symbols .* 8; leave data.vocab_size out"),
     ],
 )
-def test_a_task_that_cannot_be_is_refused_in_a_line(name, options, said):
-    with pytest.raises(AblateError, match=said) as caught:
+def test_an_impossible_task_is_refused_in_one_line(name, options, message):
+    with pytest.raises(AblateError, match=message) as caught:
         opened(name, **options)
     assert "\n" not in str(caught.value)
 

@@ -130,7 +130,7 @@ def test_every_yaml_shows_the_options_with_their_defaults(task):
     kind = CORPORA.component(task)
     options = {name: node.pop(name) for name in CORPORA.options(task)}
     assert options == {name: parameter.default for name, parameter in CORPORA.options(task).items()}
-    shared = OmegaConf.to_container(OmegaConf.load(CONF / "task.yaml"))["data"]
+    shared = OmegaConf.to_container(OmegaConf.load(CONF.parent / "base_task.yaml"))["data"]
     assert {*node, *shared} == {"name", *kind.Settings.__dataclass_fields__}
 
 
