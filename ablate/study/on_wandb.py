@@ -90,10 +90,16 @@ def _log(verdict: Verdict, report: Path, logger: DictConfig, folder: Path, conne
 
 def _row(arm: ArmVerdict) -> list[Any]:
     """The values of _COLUMNS."""
-    found = arm.statistics
-    expect, outcome = (arm.claim.expect, arm.claim.outcome) if arm.claim else (None, None)
-    figures = [found.effect, *(found.interval or (None, None)), found.p, arm.p_holm, found.pairs, found.mde]
-    return [arm.verdict, *figures, arm.runs.diverged, expect, outcome]
+    values = {
+        **vars(arm.statistics),
+        **dict(zip(("low", "high"), arm.statistics.interval or (None, None), strict=True)),
+        "verdict": arm.verdict,
+        "p_holm": arm.p_holm,
+        "diverged": arm.runs.diverged,
+        "claim": arm.claim and arm.claim.expect,
+        "outcome": arm.claim and arm.claim.outcome,
+    }
+    return [values[column] for column in _COLUMNS]
 
 
 # --- the dashboard ---------------------------------------------------------------------------------------

@@ -43,9 +43,9 @@ def forest(verdict: Verdict) -> Plot:
 
 def _row(figure: go.Figure, name: str, arm: ArmVerdict, row: float, number: int) -> None:
     colour, symbol = colour_of(number), line_of(number)["marker"]["symbol"]  # as in the other plots
-    found = arm.statistics
-    effect, interval = estimate(found.effect, found.interval)
-    error = scale(found.effect, found.interval)
+    statistics = arm.statistics
+    effect, interval = estimate(statistics.effect, statistics.interval)
+    error = scale(statistics.effect, statistics.interval)
     figure.add_scatter(
         x=list(arm.differences.values()),
         y=[row - 0.2] * len(arm.differences),
@@ -58,17 +58,17 @@ def _row(figure: go.Figure, name: str, arm: ArmVerdict, row: float, number: int)
         hoverinfo="text",
     )
     bars = None
-    if found.interval:
-        low, high = found.interval
-        ends = {"array": [high - found.effect], "arrayminus": [found.effect - low], "symmetric": False}
+    if statistics.interval:
+        low, high = statistics.interval
+        ends = {"array": [high - statistics.effect], "arrayminus": [statistics.effect - low], "symmetric": False}
         bars = {"color": colour, "thickness": 3, "width": 7, **ends}
     figure.add_scatter(
-        x=[found.effect],
+        x=[statistics.effect],
         y=[row],
         error_x=bars,
         mode="markers",
         marker={"color": colour, "size": 13, "symbol": symbol if interval else f"{symbol}-open"},
-        hovertext=f"{safe(name)}: {effect} ({interval or 'no interval'}), pairs: {found.pairs}",
+        hovertext=f"{safe(name)}: {effect} ({interval or 'no interval'}), pairs: {statistics.pairs}",
         hoverinfo="text",
     )
     figure.add_annotation(

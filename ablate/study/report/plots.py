@@ -100,8 +100,8 @@ def _from_baseline(verdict: Verdict) -> View:
     metric, baseline = verdict.study.metric, verdict.study.baseline
 
     def text(arm: str, value: float) -> str:
-        found = verdict.arms[arm].statistics
-        return level(value) if found.effect is None else rounded(value, scale(found.effect, found.interval), sign=True)
+        effect, interval = verdict.arms[arm].statistics.effect, verdict.arms[arm].statistics.interval
+        return level(value) if effect is None else rounded(value, scale(effect, interval), sign=True)
 
     by_seed = {name: _curves(arm.finished, metric, TOKENS) for name, arm in verdict.runs.items()}
     return View(

@@ -89,10 +89,10 @@ def _peak_memory(run: RunRecord) -> float | None:
 
 def tests_of(arm: ArmVerdict) -> list[str]:
     """A text for each of TESTS; empty where there is no figure."""
-    found = arm.statistics
-    ps = [p_value(p) for p in (found.p, arm.p_holm, found.p_sign_flip, found.p_equivalent)]
-    mde = "" if found.mde is None else rounded(found.mde, found.mde)
-    return [arm.verdict, *estimate(found.effect, found.interval), str(found.pairs), *ps, mde]
+    statistics = arm.statistics
+    ps = [p_value(p) for p in (statistics.p, arm.p_holm, statistics.p_sign_flip, statistics.p_equivalent)]
+    mde = "" if statistics.mde is None else rounded(statistics.mde, statistics.mde)
+    return [arm.verdict, *estimate(statistics.effect, statistics.interval), str(statistics.pairs), *ps, mde]
 
 
 # --- configurations --------------------------------------------------------------------------------------
