@@ -58,11 +58,11 @@ def times(ratio: float) -> str:
 
 def percent(share: float, places: int = 1, sign: bool = False) -> str:
     """0.22 -> 22.0%. sign: a plus before what is positive."""
-    return _minus(f"{share:{'+' if sign else ''}.{places}%}")
+    return _minus(f"{share:{'+' if sign and share > 0 else ''}.{places}%}")
 
 
 def setting(value: float) -> str:
-    """A value that somebody chose, with all its digits: 0.003, 1e-05."""
+    """A value that somebody chose, in up to six digits: 0.003, 1e-05."""
     return f"{value:g}"
 
 

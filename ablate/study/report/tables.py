@@ -55,7 +55,7 @@ def _mean(
     """The mean over the runs, and below it the least and the most, if their texts differ."""
 
     def cell(arm: ArmRuns) -> Cell:
-        values = [number for run in runs(arm) if (number := value(run)) is not None]
+        values = [known for run in runs(arm) if (known := value(run)) is not None]
         if not values:
             return Cell()
         low, high = text(min(values)), text(max(values))
