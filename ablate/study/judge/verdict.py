@@ -88,9 +88,7 @@ def judge(study: Study, records: Iterable[RunRecord], tuning: dict[str, Any] | N
     tested = sum(len(pairs.values) > 1 for pairs in paired)
     paired = [replace(pairs, arms=max(tested, 1)) for pairs in paired]
     p_holm = holm([pairs.statistics.p for pairs in paired])
-    contests = [
-        Contest(study, *of_arm) for of_arm in zip(others, [baseline] * len(others), paired, p_holm, strict=True)
-    ]
+    contests = [Contest(study, arm, baseline, pairs, p) for arm, pairs, p in zip(others, paired, p_holm, strict=True)]
     apart = unequal((baseline, *others), study.hold)
     return Verdict(
         study=study,
