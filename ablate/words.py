@@ -1,6 +1,7 @@
 """Numbers in words: the formats of every table, page, plot and message, and the one rule by which they are rounded."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 
 MINUS = "\u2212"
@@ -11,7 +12,7 @@ MINUS = "\u2212"
 
 def number(value: float) -> str:
     """Three digits, or all before the point: 1,234 and 12.3."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return _minus(f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}")
 
 
 def short(value: float) -> str:
@@ -40,7 +41,7 @@ def duration(seconds: float) -> str:
 
 def level(value: float) -> str:
     """A metric's value: 3.4172, or 24,044."""
-    return f"{value:.4f}" if abs(value) < 100 else number(value)
+    return _minus(f"{value:.4f}") if abs(value) < 100 else number(value)
 
 
 def p_value(p: float | None) -> str:
@@ -55,25 +56,40 @@ def times(ratio: float) -> str:
     return f"{number(ratio)} x"
 
 
+def percent(share: float, places: int = 1, sign: bool = False) -> str:
+    """0.22 -> 22.0%. sign: a plus before what is positive."""
+    return _minus(f"{share:{'+' if sign and share > 0 else ''}.{places}%}")
+
+
+def setting(value: float) -> str:
+    """A value that somebody chose, in up to six digits: 0.003, 1e-05."""
+    return f"{value:g}"
+
+
+def _minus(text: str) -> str:
+    """With a minus sign for the hyphen before a number."""
+    return MINUS + text[1:] if text.startswith("-") else text
+
+
 # --- an estimate and its interval --------------------------------------------------------------------
 
 
-def decimals(scale: float) -> int:
-    """How many decimals an estimate deserves whose error is about `scale`: one digit of it, two if that is below 3.
+def decimals(error: float) -> int:
+    """How many decimals an estimate deserves with an error of about `error`: one digit of it, two if that is below 3.
 
     decimals(0.006) is 3, decimals(0.012) is 3, decimals(0.05) is 2.
     """
-    return min(max(-math.floor(math.log10(scale / 3)), 0), 12) if scale > 0 else 4
+    return min(max(-math.floor(math.log10(error / 3)), 0), 12) if error > 0 else 0
 
 
-def rounded(value: float, scale: float, sign: bool = False) -> str:
-    """`value` to the decimals that its error `scale` allows: 0.0213 is 0.021 at a scale of 0.006.
+def rounded(value: float, error: float, sign: bool = False) -> str:
+    """`value` to the decimals that its error allows: 0.0213 is 0.021 with an error of 0.006.
 
     sign: a plus before what is positive.
     """
-    places = decimals(scale)
-    text = f"{round(value, places) + 0.0:{'+' if sign else ''},.{places}f}"  # + 0.0: no -0
-    return text.replace("-", MINUS)
+    places = decimals(error)
+    shown = round(value, places) + 0.0  # + 0.0: no -0
+    return _minus(f"{shown:{'+' if sign and shown > 0 else ''},.{places}f}")
 
 
 def estimate(
@@ -81,15 +97,19 @@ def estimate(
 ) -> tuple[str, str]:
     """An estimate and its interval, `+0.277` and `+0.270 to +0.284`, to the decimals that the half width allows.
 
-    Empty strings for what is None; without an interval the value has the decimals of its own size.
+    Empty strings for what is None; without an interval, or with one of no width, the value has the decimals of its own
+    size.
     """
     if value is None:
         return "", ""
-    if interval is None or None in interval:
-        return rounded(value, abs(value), sign), ""
-    low, high = interval
-    half = (high - low) / 2
-    return rounded(value, half, sign), f"{rounded(low, half, sign)} to {rounded(high, half, sign)}"
+    error = scale(value, interval)
+    ends = [rounded(end, error, sign) for end in interval or ()]
+    return rounded(value, error, sign), " to ".join(ends)
+
+
+def scale(value: float, interval: tuple[float, float] | list[float] | None) -> float:
+    """What sets the decimals of an estimate: the half width of its interval, or its own size if that has none."""
+    return (interval[1] - interval[0]) / 2 if interval and interval[1] > interval[0] else abs(value)
 
 
 # --- several -------------------------------------------------------------------------------------------
@@ -101,9 +121,14 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 
 def listed(values: Iterable[object]) -> str:
-    """a, b, c; apart by semicolons where one of them has a comma."""
+    """a, b, c; with semicolons between them where one of them has a comma."""
     texts = [str(value) for value in values]
     return ("; " if any("," in text for text in texts) else ", ").join(texts)
+
+
+def tally(values: Iterable[str]) -> str:
+    """How often each occurs, the most frequent first: 2 finished, 1 failed."""
+    return ", ".join(f"{count} {value}" for value, count in Counter(values).most_common())
 
 
 def joined(texts: list[str]) -> str:

@@ -1,1 +1,1 @@
-"""What the pages of benchmarks and studies have in common: their style, their plots, their numbers."""
+"""HTML pages, shared by benchmarks and studies: how they look, how plots and tables are made, how a file is written."""

@@ -1,4 +1,4 @@
-"""How the plots of the pages look."""
+"""How plots look on a page: colours, lines, markers, axes."""
 
 import html
 import math
@@ -8,11 +8,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # of Okabe and Ito: read on any ground
+# Okabe and Ito (2008): distinct for colour-blind readers, readable on a light and on a dark page.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "pentagon")
-PATTERNS = ("", "/", "x")  # of bars, where the colours begin again
+PATTERNS = ("", "/", "x")  # of bars, once all colours are used
 GREY, FAINT = "#808080", "rgba(128, 128, 128, 0.3)"
-LABELS = 6  # of an axis: as many as a telephone has room for
+LABELS = 6  # of an axis, at most: a telephone has no room for more
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Plot:
     """One plot of the page.
 
     figure: None if too little was measured; the caption then says so.
-    choices: what it shows one at a time; a trace's `meta` is the number of its choice, None if it is in all. The
-    layout's `meta`, if there, lists what each choice changes of the layout.
+    choices: the reader picks one of them. A trace's `meta` is the number of the choice that shows it, None for all.
+    The layout's `meta`, if any, lists what each choice changes in the layout.
     """
 
     name: str
@@ -32,9 +33,9 @@ class Plot:
 
 
 def empty_figure(named: int) -> go.Figure:
-    """Empty, with room for so many names in the legend, on the page's own ground.
+    """A figure without traces, with room for `named` names in its legend and a transparent background.
 
-    What is grey here takes the page's colours by its style sheet.
+    The page's style sheet gives its grey text the page's colours.
     """
     axis = {"gridcolor": FAINT, "linecolor": GREY, "zeroline": False, "automargin": True}
     return go.Figure(
@@ -98,11 +99,11 @@ def see_through(colour: str, opacity: float) -> str:
 
 
 def brief(name: str, most: int = 40) -> str:
-    """Its two ends, where it is too long for a plot."""
+    """The name, or only its two ends if it is longer than `most`."""
     name = " ".join(name.split())
     return name if len(name) <= most else f"{name[: most // 2]} … {name[-most // 2 + 3 :]}"
 
 
 def safe(text: str) -> str:
-    """For plotly, which reads some HTML in its texts."""
+    """Escaped for plotly, which interprets some HTML tags in its texts."""
     return html.escape(text, quote=False)

@@ -1,4 +1,4 @@
-"""Tables of figures, for pages and Markdown: a column says how to get its cell from an item."""
+"""Tables of figures, for pages and Markdown: a column knows how to make its cell from an item."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as text, and the range of what it sums up, where there is one."""
+    """A figure as text, and the range of the values that it summarises, if there is one."""
 
     text: str = ""
     spread: str = ""

@@ -1,4 +1,4 @@
-"""A page: one HTML file that needs nothing but a browser."""
+"""Writes a page: one HTML file that opens in a browser without a network."""
 
 from pathlib import Path
 from typing import Any

@@ -1,41 +1,99 @@
-"""A verdict from runs that are there: those of a study, or of any sweep."""
+"""`python compare.py`: a verdict from runs that exist already, those of a study or of any sweep."""
 
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from ablate.errors import AblateError, warn
-from ablate.study.collect import read_any_runs, read_runs, study_of
+from ablate import check
+from ablate.errors import AblateError, did_you_mean, warn
+from ablate.model.config import load_plugins
 from ablate.study.judge.verdict import judge
 from ablate.study.plan.rates import choose
-from ablate.study.question import read_study
-from ablate.study.records import RunRecord
+from ablate.study.question import Claim, Study, read_claims, read_study
+from ablate.study.records import RunRecord, read_any_runs, read_runs
 from ablate.study.report.write import write_report
 from ablate.study.terminal import show_verdict
 
 
 def compare(config: DictConfig) -> None:
-    """What `conf/compare.yaml` and the overrides ask for.
+    """Carries out `conf/compare.yaml` with the user's overrides.
 
     Raises:
-        AblateError: no runs, one arm alone, a baseline that is none of them, a metric that no run logged.
+        AblateError: no runs, only one arm, a baseline that is not an arm, or a metric that no run logged.
     """
     for key in ("baseline", "metric", "out"):
-        _text(key, config[key])
-    margin = config.margin
-    if margin is not None and (not isinstance(margin, int | float) or isinstance(margin, bool) or not margin > 0):
-        raise AblateError(f"margin={margin}: expected a number above 0, in the metric's unit")
+        check.text(key, config[key], null=True)
+    check.number("margin", config.margin, above=0, null=True, hint="in the metric's unit")
+    load_plugins(config.plugins)
     folder = Path(str(config.runs))
     records = read_any_runs(folder)
-    study = study_of(records, config.baseline, config.metric, margin)
+    study = study_of(records, config.baseline, config.metric, config.margin)
     verdict = judge(study, records, _tuned(records, folder / "tuning"))
-    show_verdict(verdict, write_report(study, records, verdict, Path(config.out or folder / "report")))
+    show_verdict(verdict, write_report(verdict, Path(config.out or folder / "report")))
+
+
+def study_of(records: list[RunRecord], baseline: str | None, metric: str | None, margin: float | None) -> Study:
+    """The study that the runs belong to, or one made of their arms. The arguments override what the runs say.
+
+    Raises:
+        AblateError: the baseline is not an arm, or there is only one arm.
+    """
+    node = _node(records)
+    arms = list(dict.fromkeys(record.arm for record in records))
+    if len(arms) < 2:
+        raise AblateError(f"runs: all {len(records)} are of one arm, '{arms[0]}': there is nothing to compare")
+    chosen = _arm(arms, baseline) if baseline else _default_baseline(arms, node)
+    return Study(
+        name=node.get("name") or "comparison",
+        question=node.get("question") or f"How do {len(arms)} arms compare?",
+        baseline=chosen,
+        arms={arm: [] for arm in arms},
+        seeds=sorted({record.seed for record in records}),
+        metric=metric or node.get("metric") or "val/loss",
+        margin=margin or node.get("margin") or 0.01,
+        match=node.get("match") or "none",
+        match_by=node.get("match_by") or "ffn",
+        hold=node.get("hold") or "tokens",
+        claims=_kept_claims(node, arms, chosen, metric),
+    )
+
+
+def _node(records: list[RunRecord]) -> dict[str, Any]:
+    """The node `study` of the newest run; for runs of several studies, the metric and margin that they agree on."""
+    made = sorted((run for run in records if run.study), key=lambda run: (run.path / "config.yaml").stat().st_mtime)
+    nodes = [run.study for run in made]
+    if len({node.get("name") for node in nodes}) < 2:
+        return nodes[-1] if nodes else {}
+    return {key: nodes[0].get(key) for key in ("metric", "margin") if len({node.get(key) for node in nodes}) == 1}
+
+
+def _kept_claims(node: dict[str, Any], arms: list[str], baseline: str, metric: str | None) -> dict[str, Claim]:
+    """The study's claims, if its own baseline and metric are used: they say nothing about others."""
+    if node.get("baseline") != baseline or metric not in (None, node.get("metric")):
+        return {}
+    return read_claims({arm: claim for arm, claim in (node.get("claims") or {}).items() if arm in arms}, arms, baseline)
+
+
+def _default_baseline(arms: list[str], node: dict[str, Any]) -> str:
+    if node.get("baseline") in arms:
+        return node["baseline"]
+    return "default" if "default" in arms else arms[0]
+
+
+def _arm(arms: list[str], wanted: str) -> str:
+    """The arm of that name, or the only one whose name ends in it: `layernorm` for `model/norm=layernorm`."""
+    if wanted in arms:
+        return wanted
+    ending = [arm for arm in arms if arm.endswith(("/" + wanted, "." + wanted, "=" + wanted))]
+    if len(ending) == 1:
+        return ending[0]
+    raise AblateError(f"baseline: no arm '{wanted}'{did_you_mean(wanted, arms)}")
 
 
 def _tuned(records: list[RunRecord], folder: Path) -> dict[str, Any] | None:
-    """What a study with learning rates of its own has found of them, by its own metric."""
-    node = records[0].config.get("study") or {}
+    """The learning rates that the study tuned, chosen again from its tuning runs; None if it tuned none."""
+    node = records[0].study
     if node.get("tune") is None or not folder.is_dir():
         return None
     try:
@@ -43,8 +101,3 @@ def _tuned(records: list[RunRecord], folder: Path) -> dict[str, Any] | None:
     except AblateError as error:
         warn(f"{folder}: the learning rates are left out: {error}")
         return None
-
-
-def _text(key: str, value: Any) -> None:
-    if value is not None and not isinstance(value, str):
-        raise AblateError(f"{key}={value}: expected a text; quote it: {key}='{value}'")

@@ -1,37 +1,42 @@
-"""A study on Weights & Biases: its verdict as one run more of its group, and what is left to upload."""
+"""A study on Weights & Biases: its verdict as one more run of its group, what is left to upload, and a dashboard that
+compares the arms (by wandb-workspaces, an extra)."""
 
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import wandb
 from omegaconf import DictConfig
 
 from ablate.compose import one_line
 from ablate.errors import warn
-from ablate.study.dashboard import INSTALLED, make_dashboard
-from ablate.study.report.findings import strict
+from ablate.study.judge.verdict import ArmVerdict, Verdict
 from ablate.training.wandb_logger import lasting_id, online
 
+if TYPE_CHECKING:
+    from wandb_workspaces.workspaces import Workspace
+
+INSTALLED = find_spec("wandb_workspaces") is not None
 _COLUMNS = ("verdict", "effect", "low", "high", "p", "p_holm", "pairs", "mde", "diverged", "claim", "outcome")
-_ASKED = ("question", "seeds", "baseline", "metric", "match", "match_by", "hold")
+_ASKED = ("name", "question", "seeds", "baseline", "metric", "match", "match_by", "hold")  # of a Study
+_MOST = 100  # runs or arms in one plot; wandb's default is ten
 
 
-def log_verdict(verdict: dict[str, Any], report: Path, logger: DictConfig, folder: Path) -> None:
-    """Logs the verdict and the report of the study in `folder`, and says what is to be done by hand.
+def log_verdict(verdict: Verdict, report: Path, logger: DictConfig, folder: Path) -> None:
+    """Logs the verdict and the report of the study in `folder`, and prints what the user has to do by hand.
 
-    What fails here is a warning: the study has its report.
+    A failure here is only a warning, because the study has its report.
 
-    verdict: what `ablate.study.judge.verdict.judge` returns. report: the report's folder. logger: `logger.wandb` of the
-    configuration.
+    report: the report's folder. logger: `logger.wandb` of the configuration.
     """
     try:
         connected = online()
-        run = _log(strict(verdict), report, logger, folder, connected)
+        run = _log(verdict, report, logger, folder, connected)
         if connected:
             print(f"wandb: {run.url}", flush=True)
-            _show_dashboard(run, verdict["metric"], folder)
+            _show_dashboard(run, verdict.study.metric, folder)
         if waiting := _waiting(folder):
             print(f"wandb: runs not uploaded: {len(waiting)}; to upload them: {sync_command(folder)}", flush=True)
         if not connected:
@@ -45,52 +50,63 @@ def log_verdict(verdict: dict[str, Any], report: Path, logger: DictConfig, folde
 
 
 def sync_command(folder: Path) -> str:
-    """What uploads every offline run of the study in `folder`, those that are there already left out."""
+    """The command that uploads every offline run of the study in `folder` that is not uploaded yet."""
     places = {path.parent.parent.relative_to(folder).parts for path in _waiting(folder)}
     patterns = sorted({"/".join([*("*" for _ in parts[:-1]), "wandb/offline-run-*"]) for parts in places}, reverse=True)
     return " ".join(["wandb sync", *(f"{shlex.quote(str(folder))}/{pattern}" for pattern in patterns)])
 
 
 def _waiting(folder: Path) -> list[Path]:
-    """The files of all offline runs in `folder`, less those that wandb has marked as uploaded."""
+    """The files of all offline runs in `folder` that wandb has not marked as uploaded."""
     files = folder.rglob("wandb/offline-run-*/run-*.wandb")
     return sorted(path for path in files if not path.with_suffix(".wandb.synced").exists())
 
 
-def _log(verdict: dict[str, Any], report: Path, logger: DictConfig, folder: Path, connected: bool) -> wandb.Run:
-    """One run for each study folder, however often it is logged."""
+def _log(verdict: Verdict, report: Path, logger: DictConfig, folder: Path, connected: bool) -> wandb.Run:
+    """Logs to the one run that belongs to the study's folder, which is resumed if it exists."""
+    study = verdict.study
     with wandb.init(
         project=logger.project,
         entity=logger.get("entity"),
-        group=logger.group or verdict["study"],
+        group=logger.group or study.name,
         job_type="verdict",
         name="verdict",
         id=lasting_id(folder),
         resume="allow",
         dir=folder,
         mode="online" if connected else "offline",
-        config={"study": {"name": verdict["study"], **{key: verdict[key] for key in _ASKED}}},
+        config={"study": {key: getattr(study, key) for key in _ASKED}},
         settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
     ) as run:
-        rows = [[name, *_row(arm)] for name, arm in verdict["arms"].items()]
+        rows = [[name, *_row(arm)] for name, arm in verdict.arms.items()]
         run.log({"verdict": wandb.Table(columns=["arm", *_COLUMNS], data=rows)})
-        sentences = {name: arm["sentence"] for name, arm in verdict["arms"].items()}
-        run.summary.update({"sentences": sentences, "notes": verdict["notes"]})
-        artifact = wandb.Artifact(f"verdict-{re.sub(r'[^A-Za-z0-9._-]+', '-', verdict['study'])}", type="verdict")
+        sentences = {name: arm.sentence for name, arm in verdict.arms.items()}
+        run.summary.update({"sentences": sentences, "notes": verdict.notes})
+        artifact = wandb.Artifact(f"verdict-{re.sub(r'[^A-Za-z0-9._-]+', '-', study.name)}", type="verdict")
         artifact.add_dir(str(report))
         run.log_artifact(artifact)
     return run
 
 
-def _row(arm: dict[str, Any]) -> list[Any]:
-    low, high = arm["interval"] or (None, None)
-    claim = arm["claim"] or {"expect": None, "outcome": None}
-    known = {**arm, "low": low, "high": high, "claim": claim["expect"], "outcome": claim["outcome"]}
-    return [known[column] for column in _COLUMNS]
+def _row(arm: ArmVerdict) -> list[Any]:
+    """The values of _COLUMNS."""
+    values = {
+        **vars(arm.statistics),
+        **dict(zip(("low", "high"), arm.statistics.interval or (None, None), strict=True)),
+        "verdict": arm.verdict,
+        "p_holm": arm.p_holm,
+        "diverged": arm.runs.diverged,
+        "claim": arm.claim and arm.claim.expect,
+        "outcome": arm.claim and arm.claim.outcome,
+    }
+    return [values[column] for column in _COLUMNS]
+
+
+# --- the dashboard ---------------------------------------------------------------------------------------
 
 
 def _show_dashboard(run: wandb.Run, metric: str, folder: Path) -> None:
-    """Makes the dashboard the first time: it is of the group, so that what comes later is in it."""
+    """Prints the dashboard's address, and makes it the first time. It shows the group, so later runs are in it."""
     kept = folder / "wandb" / "dashboard.txt"
     if kept.is_file():
         print(f"wandb: dashboard: {kept.read_text().strip()}", flush=True)
@@ -100,3 +116,45 @@ def _show_dashboard(run: wandb.Run, metric: str, folder: Path) -> None:
         print(f"wandb: dashboard: {address}", flush=True)
     else:
         print("wandb: for a dashboard: pip install wandb-workspaces, then the same command again", flush=True)
+
+
+def make_dashboard(entity: str, project: str, group: str, metric: str) -> str:
+    """Saves a new view of `project` and returns its address. Needs an account."""
+    return dashboard(entity, project, group, metric).save().url
+
+
+def dashboard(entity: str, project: str, group: str, metric: str) -> "Workspace":
+    """The runs of `group`: curves and final values by arm, which is the job type, and the metric against speed."""
+    from wandb_workspaces.reports import v2 as panels
+    from wandb_workspaces.workspaces import RunsetSettings, Section, Workspace, WorkspaceSettings
+
+    by_arm = {"groupby": "JobType", "groupby_aggfunc": "mean", "max_runs_to_show": _MOST}
+    curves = [
+        panels.LinePlot(title=f"{metric} by {title}", x=x, y=[metric], groupby_rangefunc="minmax", **by_arm)
+        for x, title in (("trainer/global_step", "step"), ("RelativeTime(Process)", "seconds"))
+    ]
+    final = [
+        panels.BarPlot(title=f"{metric} at the end", metrics=[metric], groupby_rangefunc="stderr", **by_arm),
+        panels.ScatterPlot(
+            title=f"{metric} and speed",
+            x=panels.SummaryMetric("speed.train_tokens_per_s"),
+            y=panels.SummaryMetric(metric),
+        ),
+    ]
+    verdict = [panels.WeavePanelSummaryTable(table_name="verdict")]
+    return Workspace(
+        entity=entity,
+        project=project,
+        name=re.sub(r"[^\w .,:()/-]", "-", f"Study: {group}"),  # wandb refuses other characters, even =
+        sections=[
+            Section(name=name, panels=shown, is_open=True)
+            for name, shown in (("Verdict", verdict), ("Curves", curves), ("Final values", final))
+        ],
+        settings=WorkspaceSettings(max_runs=_MOST),
+        runset_settings=RunsetSettings(filters=f"Metric('Group') == {_quoted(group)}"),
+    )
+
+
+def _quoted(text: str) -> str:
+    """A text for a filter. wandb-workspaces doubles a single =, < or > wherever it stands, so these are escaped."""
+    return re.sub("[=<>]", lambda sign: f"\\x{ord(sign[0]):02x}", repr(text))

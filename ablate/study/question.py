@@ -1,16 +1,15 @@
 """What a study asks: the node `study` of an experiment, checked."""
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal
 
+from ablate import check
 from ablate.errors import AblateError, did_you_mean
+from ablate.metrics import METRICS
+from ablate.overrides import written
 from ablate.registry import check_options
-
-# Metrics of which more is better; of all others, less.
-RISING = ("val/accuracy", "train/tokens_per_s", "train/mfu")
 
 DESIGNS = ("one_at_a_time", "factorial", "leave_one_out")
 
@@ -19,7 +18,7 @@ Expectation = Literal["better", "worse", "equivalent", "not worse", "report"]
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What is said of one arm against the baseline, and by whom. `report`: nothing is claimed, it is measured."""
+    """What one arm is expected to be against the baseline. source: who expects it. `report`: nothing is claimed."""
 
     expect: Expectation
     source: str | None = None
@@ -29,9 +28,9 @@ class Claim:
 class Study:
     """A baseline, its arms, the seeds, the budget rule and the claims under test.
 
-    arms: name -> overrides, the baseline's own too. margin: of equivalence, in the metric's unit.
-    match: what each arm has as much of as the baseline, within 1%. match_by: what is changed for it.
-    hold: what each run may spend: as many tokens, training FLOPs or seconds as the baseline.
+    arms: name -> overrides, the baseline's too. margin: differences within it count as none; in the metric's unit.
+    match: the budget that each arm shares with the baseline, within 1%. match_by: the size that is changed to match it.
+    hold: what each run spends as much of as the baseline: tokens, training FLOPs or seconds.
     """
 
     name: str
@@ -49,28 +48,27 @@ class Study:
     @property
     def rising(self) -> bool:
         """Whether more of the metric is better."""
-        return self.metric in RISING
+        return METRICS[self.metric].rising
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """The learning rates that each arm is tried with, and the seeds that only choose between them."""
+    """The learning rates that each arm tries, and the seeds with which it does, which are used for nothing else."""
 
     grid: list[float]
     seeds: list[int]
 
 
 def read_study(node: Mapping[str, Any]) -> tuple[Study, Tuning | None]:
-    """The study that a resolved node `study` describes.
+    """The study that a resolved node `study` describes, and how it tunes learning rates, if it does.
 
     Raises:
-        AblateError: an unknown key, a value of the wrong type, arms or seeds that cannot be.
+        AblateError: an unknown key, a value of the wrong type, or arms, seeds or claims that make no study.
     """
     given = {key: value for key, value in node.items() if key not in ("arm", "stage")}
     tune, grid, tuning_seeds = (given.pop(key, None) for key in ("tune", "lr_grid", "tuning_seeds"))
     factors, design = given.pop("factors", None) or {}, given.pop("design", "one_at_a_time")
-    if design not in DESIGNS:
-        raise AblateError(f"study.design: no design '{design}'{did_you_mean(design, DESIGNS)}")
+    check.choice("study.design", design, DESIGNS)
     if factors:
         if given.get("arms"):
             raise AblateError("study.arms and study.factors: give one of the two")
@@ -90,23 +88,23 @@ def _check(study: Study) -> None:
     if len(study.arms) < 2:
         raise AblateError("study.arms: nothing to compare; give the baseline and one arm more")
     _check_seeds("study.seeds", study.seeds)
-    if not study.margin > 0:
-        raise AblateError(f"study.margin={study.margin}: expected a number above 0, in units of {study.metric}")
+    check.number("study.margin", study.margin, above=0, hint=f"in units of {study.metric}")
 
 
 def _check_seeds(key: str, seeds: Any) -> None:
-    whole = isinstance(seeds, list) and all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in seeds)
-    if not whole or not seeds:
-        raise AblateError(f"{key}={seeds}: expected a list of whole numbers, such as [0,1,2,3,4,5]")
+    if not isinstance(seeds, list) or not seeds:
+        raise check.wrong(key, seeds, "a list of whole numbers, such as [0,1,2,3,4,5]")
+    for seed in seeds:
+        check.seed(key, seed)
     if len(set(seeds)) < len(seeds):
-        raise AblateError(f"{key}={seeds}: a seed is there twice")
+        raise AblateError(f"{key}={seeds}: it names a seed twice")
 
 
 def read_claims(node: Any, arms: Collection[str], baseline: Any) -> dict[str, Claim]:
-    """Arm -> its claim, of a resolved node `study.claims`.
+    """Arm -> its claim, from a resolved node `study.claims`.
 
     Raises:
-        AblateError: no claim, or one of the baseline or of no arm.
+        AblateError: a claim of the wrong form, or one about the baseline or about no arm.
     """
     if not isinstance(node, Mapping) or not all(isinstance(claim, Mapping) for claim in node.values()):
         raise AblateError(f"study.claims={node}: expected arm: {{expect: ..., source: ...}}")
@@ -114,29 +112,30 @@ def read_claims(node: Any, arms: Collection[str], baseline: Any) -> dict[str, Cl
         if arm not in arms:
             raise AblateError(f"study.claims.{arm}: no such arm{did_you_mean(arm, arms)}")
         if arm == baseline:
-            raise AblateError(f"study.claims.{arm}: this is the baseline, of which nothing is claimed; leave it out")
+            raise AblateError(
+                f"study.claims.{arm}: this is the baseline, and claims compare arms with it; leave it out"
+            )
     return {arm: Claim(**check_options(f"study.claims.{arm}", "a claim", Claim, claim)) for arm, claim in node.items()}
 
 
 def _tuning(study: Study, tune: Any, grid: Any, seeds: Any) -> Tuning | None:
     if tune is None:
         return None
-    if tune != "lr":
-        raise AblateError(f"study.tune={tune}: expected lr, or null")
-    numbers = isinstance(grid, list) and all(isinstance(lr, int | float) and lr > 0 for lr in grid)
-    if not numbers or len(set(grid)) < 2:
-        raise AblateError(f"study.lr_grid={grid}: expected two learning rates or more")
+    check.choice("study.tune", tune, ["lr"], null=True)
+    rates = {check.number("study.lr_grid", rate, above=0) for rate in grid} if isinstance(grid, list) else set()
+    if len(rates) < 2:
+        raise check.wrong("study.lr_grid", grid, "a list of two learning rates or more")
     _check_seeds("study.tuning_seeds", seeds)
     shared = set(seeds) & set(study.seeds)
     if shared:
         raise AblateError(
             f"study.tuning_seeds: {min(shared)} is one of study.seeds; winners are confirmed on fresh ones"
         )
-    return Tuning(grid=sorted(map(float, set(grid))), seeds=seeds)
+    return Tuning(grid=sorted(map(float, rates)), seeds=seeds)
 
 
 def _designed(factors: Any, design: Any) -> tuple[dict[str, list[str]], str]:
-    """Arms and baseline of a design over factors, `{key: [values]}`.
+    """The arms of a design over factors, `{key: [values]}`, and the name of the baseline.
 
     factors a: [0, 1], b: [0, 1]     baseline     arms
     one_at_a_time                    a0 b0        a1 b0, a0 b1
@@ -145,7 +144,7 @@ def _designed(factors: Any, design: Any) -> tuple[dict[str, list[str]], str]:
     """
     if not isinstance(factors, Mapping) or not all(isinstance(v, list) and len(v) > 1 for v in factors.values()):
         raise AblateError(f"study.factors={factors}: expected key: [values], two or more, such as model/norm: [a, b]")
-    levels = [[f"{key}={_written(value)}" for value in values] for key, values in factors.items()]
+    levels = [[f"{key}={written(value)}" for value in values] for key, values in factors.items()]
     reference = [each[-1 if design == "leave_one_out" else 0] for each in levels]
     if design == "factorial":
         cells = [list(cell) for cell in product(*levels)]
@@ -158,12 +157,7 @@ def _designed(factors: Any, design: Any) -> tuple[dict[str, list[str]], str]:
     return {_name(cell, reference): cell for cell in cells}, "baseline"
 
 
-def _written(value: Any) -> str:
-    """As an override writes it."""
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
-
-
 def _name(cell: list[str], reference: list[str]) -> str:
-    """What a cell has that the reference has not: `norm=layernorm, position=rope`."""
+    """The levels in which a cell differs from the reference: `norm=layernorm, position=rope`."""
     changed = [level.removeprefix("model/").removeprefix("model.") for level in cell if level not in reference]
     return ", ".join(changed) or "baseline"

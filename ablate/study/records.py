@@ -1,27 +1,23 @@
-"""What a study knows of one run: nothing but config.yaml, summary.json and metrics.csv."""
+"""What a study knows of its runs: config.yaml, summary.json and metrics.csv of each run folder, and nothing else."""
 
 import csv
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ablate.accounting import tokens_per_step
-from ablate.errors import warn
+from ablate.errors import AblateError, warn
+from ablate.overrides import ASIDE, settings, without
+from ablate.run import read_config, read_summary
 
-# Of a configuration, what says where a run goes and how it is watched, but not what it does.
-ASIDE = ("seed", "run_dir", "resume", "tags", "study", "logger", "paths", "sample")
-
-WATCHING = ("checkpoint", "progress")  # callbacks that do nothing to the model
-
-TOKENS, FLOPS, SECONDS = "tokens", "flops", "seconds"
+TOKENS, FLOPS, SECONDS = "tokens", "flops", "seconds"  # what a study can hold equal between its arms
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run of one arm.
+    """One run of one arm, as its folder describes it.
 
     status: finished | diverged | failed | interrupted | running, as the run itself wrote it.
     """
@@ -44,25 +40,42 @@ class RunRecord:
     @property
     def corpus(self) -> str | None:
         """The corpus' fingerprint."""
-        return reading(self.summary, "corpus.fingerprint")
+        return self.recorded("corpus.fingerprint")
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
+        """The part of its configuration that changes what it computes, without the seed."""
         return settings(self.config)
 
     @property
+    def study(self) -> dict[str, Any]:
+        """The node `study` of its configuration; empty for a run of no study."""
+        node = self.config.get("study")
+        return node if isinstance(node, dict) else {}
+
+    @property
     def metrics(self) -> dict[str, Any]:
-        """The final value of all that it logged."""
-        found = self.summary.get("metrics")
-        return found if isinstance(found, dict) else {}
+        """The final value of each metric that it logged."""
+        metrics = self.summary.get("metrics")
+        return metrics if isinstance(metrics, dict) else {}
 
     def metric(self, name: str) -> float | None:
-        """Its final value; None if the run did not log it, or it is not finite."""
-        value = self.metrics.get(name)
-        return value if isinstance(value, int | float) and math.isfinite(value) else None
+        """The metric's final value; None if the run did not log it, or it is not finite."""
+        return _finite(self.metrics.get(name))
+
+    def recorded(self, keys: str) -> Any:
+        """The value at `a.b.c` in its summary; None where there is none."""
+        value: Any = self.summary
+        for key in keys.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    def figure(self, keys: str) -> float | None:
+        """The finite number at `a.b.c` in its summary; None where there is none."""
+        return _finite(self.recorded(keys))
 
     def curve(self, name: str) -> list[tuple[int, float]]:
-        """(step, value), the step counted from 1: `steps` taken when it was logged."""
+        """(step, value) of each row of metrics.csv that has the metric. Steps count from 1."""
         return [(step, row[name]) for step, row in self._rows if name in row]
 
     @cached_property
@@ -81,7 +94,7 @@ class RunRecord:
             return []
 
     def cost_of_step(self, axis: str) -> float | None:
-        """What one optimiser step costs, in tokens, training FLOPs or seconds of training."""
+        """The cost of one optimiser step in tokens, training FLOPs or seconds of training; None if it is unknown."""
         try:
             tokens = tokens_per_step(self.config)
         except (KeyError, TypeError):
@@ -91,30 +104,85 @@ class RunRecord:
         if axis == FLOPS:
             flops = self.summary.get("training_flops_per_token")
             return flops and tokens * flops
-        rate = reading(self.summary, "speed.train_tokens_per_s")
+        rate = self.recorded("speed.train_tokens_per_s")
         return tokens / rate if rate else None
 
     def spent(self, axis: str) -> float | None:
-        """Tokens, padding included, training FLOPs or seconds of training, of all its steps."""
+        """The cost of all its steps in tokens (padding counts), training FLOPs or seconds of training."""
         steps, cost = self.summary.get("steps"), self.cost_of_step(axis)
         return steps * cost if isinstance(steps, int) and cost else None
 
 
-def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run what it is: its configuration, but for its seed, its place and how it is watched."""
-    kept = {key: value for key, value in config.items() if key not in ASIDE}
-    callbacks = {name: node for name, node in (kept.get("callbacks") or {}).items() if name not in WATCHING}
-    return kept and {**kept, "callbacks": callbacks}
+def read_runs(folder: Path) -> list[RunRecord]:
+    """The runs in `folder` and below that belong to a study, sorted by path. Warns of what cannot be read."""
+    return [run for run in _all_runs(folder) if run.arm]
 
 
-def unequal(runs: Iterable[RunRecord], axis: str) -> tuple[float, float] | None:
-    """The least and the most that one of them spent, where these are more than 1% apart."""
-    spent = [cost for run in runs if (cost := run.spent(axis))]
-    return (min(spent), max(spent)) if spent and max(spent) > 1.01 * min(spent) else None
+def read_any_runs(folder: Path) -> list[RunRecord]:
+    """The runs in `folder` and below, sorted by path.
+
+    A run of a study belongs to the study's arm. If there are none, an arm is named by the overrides that not all of the
+    runs have.
+
+    Raises:
+        AblateError: the folder does not exist, or holds no run that can be read.
+    """
+    if not folder.is_dir():
+        raise AblateError(f"runs={folder}: no such folder; expected one with run folders in it, such as one of a sweep")
+    runs = _all_runs(folder)
+    if not runs:
+        raise AblateError(f"runs={folder}: there is no run folder in it that can be read, with a summary.json")
+    studied = [run for run in runs if run.arm]
+    if not studied:
+        return _named_by_overrides(runs)
+    if len(studied) < len(runs):
+        warn(f"runs={folder}: left out {len(runs) - len(studied)} runs that belong to no study; name their own folder")
+    judged = [run for run in studied if run.study.get("stage") != "tuning"]
+    if not judged:
+        raise AblateError(f"runs={folder}: it holds only tuning runs; continue with the study's own command")
+    return _named_by_study(judged)
 
 
-def reading(data: Any, keys: str) -> Any:
-    """What stands at `a.b.c` in nested dicts; None where it is missing."""
-    for key in keys.split("."):
-        data = data.get(key) if isinstance(data, dict) else None
-    return data
+def _named_by_overrides(runs: list[RunRecord]) -> list[RunRecord]:
+    changes = [_changes(run) for run in runs]
+    shared = set.intersection(*map(set, changes))
+    names = [", ".join(change for change in own if change not in shared) or "default" for own in changes]
+    return [replace(run, arm=name) for run, name in zip(runs, names, strict=True)]
+
+
+def _changes(run: RunRecord) -> list[str]:
+    """The overrides of a run that change what it computes, without the seed."""
+    overrides = [str(override).lstrip("+") for override in run.summary.get("overrides", [])]
+    return sorted(without(overrides, ("seed", "experiment", *ASIDE)))
+
+
+def _named_by_study(runs: list[RunRecord]) -> list[RunRecord]:
+    """The runs; if they belong to several studies, the study's name goes before the arm's."""
+    if len({run.study.get("name") for run in runs}) == 1:
+        return runs
+    return [replace(run, arm=f"{run.study.get('name')}/{run.arm}") for run in runs]
+
+
+def _all_runs(folder: Path) -> list[RunRecord]:
+    """Every run, with the arm '' for those of no study."""
+    runs = []
+    for path in sorted(path.parent for path in folder.rglob("summary.json")):
+        try:
+            runs.append(_read(path))
+        except AblateError as error:
+            warn(f"left out: {error}")
+    return runs
+
+
+def _read(path: Path) -> RunRecord:
+    config, summary = read_config(path), read_summary(path)
+    seed, study = config.get("seed", summary.get("seed")), config.get("study")
+    if not isinstance(seed, int) or not isinstance(study, dict | None):
+        raise AblateError(
+            f"{path}: config.yaml has no seed, or a study that is damaged; restore it, or move the folder"
+        )
+    return RunRecord(path, (study or {}).get("arm") or "", seed, summary.get("status", "running"), config, summary)
+
+
+def _finite(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) else None

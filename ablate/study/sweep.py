@@ -16,7 +16,6 @@ from omegaconf import DictConfig
 from ablate.compose import plain
 from ablate.errors import AblateError, warn
 from ablate.files import Held, held, make_folder
-from ablate.study.collect import read_runs
 from ablate.study.judge.verdict import judge
 from ablate.study.launch.launchers import (
     HERE,
@@ -45,6 +44,7 @@ from ablate.study.plan.arms import (
 from ablate.study.plan.hold import hold
 from ablate.study.plan.rates import choose, tuning_jobs
 from ablate.study.question import Study, Tuning, read_study
+from ablate.study.records import read_runs
 from ablate.study.report.write import write_report
 from ablate.study.terminal import show_plan, show_verdict
 
@@ -94,7 +94,7 @@ def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: La
                 f"{failures} of {len(jobs)} runs failed, all of the baseline '{study.baseline}': see above"
             )
         verdict = judge(study, records, tuned)
-        page = write_report(study, records, verdict, folder / "report")
+        page = write_report(verdict, folder / "report")
     show_verdict(verdict, page)
     if "wandb" in config.logger:
         from ablate.study.on_wandb import log_verdict

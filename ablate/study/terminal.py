@@ -1,14 +1,14 @@
-"""What a study says on the terminal: its arms and their budgets before, its verdicts after."""
+"""What a study prints: its arms and their budgets before the runs, its verdicts after them."""
 
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from ablate.cli import console
+from ablate.study.judge.verdict import Verdict
 from ablate.study.plan.arms import Arm
 from ablate.study.question import Study
-from ablate.words import short
+from ablate.words import counted, percent, short
 
 
 def show_plan(study: Study, arms: list[Arm], folder: Path) -> None:
@@ -23,23 +23,24 @@ def show_plan(study: Study, arms: list[Arm], folder: Path) -> None:
             arm.name,
             *(short(n) for n in (cost.total, cost.non_embedding, cost.active, cost.flops_per_token)),
             f"{cost.kv_bytes_per_token} B",
-            "baseline" if arm.name == study.baseline else f"{matched.difference:+.2%}",
+            "baseline" if arm.name == study.baseline else percent(matched.difference, 2, sign=True),
             (matched.override or "").lstrip("+"),
             str(arm.config["trainer"]["max_steps"]),
         )
     out.print(table)
     rule = {"params": "as many parameters", "flops": "as many FLOPs a token", "none": "no budget matched"}[study.match]
-    seeds = f"{len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}"
-    out.print(f"{len(arms)} arms x {seeds}, {rule}, equal {study.hold}; in {folder}", highlight=False)
+    runs = f"{len(arms)} arms x {counted(len(study.seeds), 'seed')}"
+    out.print(f"{runs}, {rule}, equal {study.hold}; in {folder}", highlight=False)
 
 
-def show_verdict(verdict: dict[str, Any], page: Path) -> None:
+def show_verdict(verdict: Verdict, page: Path) -> None:
     out = console()
-    out.print(f"\n[bold]{verdict['metric']} against {verdict['baseline']}[/bold]", highlight=False)
-    for name, arm in verdict["arms"].items():
-        claim = arm["claim"]
-        tested = f"  (claim: {claim['expect']}: {claim['outcome']})" if claim and claim["expect"] != "report" else ""
-        out.print(f"  {name}: {arm['sentence']}{tested}", markup=False, highlight=False, soft_wrap=True)
-    for note in verdict["notes"]:
+    study = verdict.study
+    out.print(f"\n[bold]{study.metric} against {study.baseline}[/bold]", highlight=False)
+    for name, arm in verdict.arms.items():
+        claim = arm.claim
+        tested = f"  (claim: {claim.expect}: {claim.outcome})" if claim and claim.expect != "report" else ""
+        out.print(f"  {name}: {arm.sentence}{tested}", markup=False, highlight=False, soft_wrap=True)
+    for note in verdict.notes:
         out.print(f"  note: {note}", markup=False, highlight=False, soft_wrap=True, style="dim")
     out.print(f"report: {page}", highlight=False, soft_wrap=True)

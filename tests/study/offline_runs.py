@@ -1,4 +1,4 @@
-"""What wandb wrote of runs that it could not upload: its files are LevelDB logs of protocol buffers."""
+"""Reads the files of wandb's offline runs: LevelDB logs of protocol buffers, for which wandb has no Python reader."""
 
 import json
 import time
@@ -13,7 +13,7 @@ HEADER, BLOCK = 7, 32768  # bytes; a record: 4 of checksum, 2 of length, 1 that 
 
 @dataclass
 class OfflineRun:
-    """The run as uploading it would make it."""
+    """The run as it would be after uploading."""
 
     path: Path
     run: Any = None
@@ -25,7 +25,7 @@ class OfflineRun:
 
 
 def offline_runs(folder: Path) -> list[OfflineRun]:
-    """All in `folder` and below, in the order of their paths. wandb writes on for a moment after it has finished."""
+    """All in `folder` and below, sorted by path. Waits until each is complete: wandb still writes after `finish`."""
     deadline = time.monotonic() + 30
     while True:
         found = [_read(path) for path in sorted(folder.rglob("wandb/offline-run-*/*.wandb"))]
@@ -65,7 +65,7 @@ def _apply(values: dict[str, Any], items: Any) -> None:
 
 
 def _records(data: bytes) -> list[bytes]:
-    """The file begins with the seven bytes of its kind, and a record never begins in the last six of a block."""
+    """The payloads. The file has a header of seven bytes; no record begins in the last six bytes of a block."""
     records, part, place = [], b"", HEADER
     while place + HEADER <= len(data):
         left = BLOCK - place % BLOCK

@@ -9,61 +9,32 @@ from pathlib import Path
 import pages
 import pytest
 
+from ablate.study.judge.verdict import as_json, judge
 from ablate.study.report.write import write_report
+from ablate.words import MINUS
 from study.report_samples import CONTEXT, EDGES, LOSSES, SEEDS, record, records_of, study, tuning
 
 HOSTILE = "<img src=x onerror=alert(1)>|`x`"
 ARMS = list(LOSSES)
 
 
-def judged(asked, records, *, verdict="worse", **changes):
-    """A verdict as `judge` returns it, with effects from the records, and everything else made up."""
-    arms = {}
-    for arm in asked.arms:
-        if arm == asked.baseline:
-            continue
-        ends = {a: {r.seed: r.metric(asked.metric) for r in records if r.arm == a} for a in (arm, asked.baseline)}
-        both = {s: (v, ends[asked.baseline].get(s)) for s, v in ends[arm].items()}
-        differences = [ours - theirs for ours, theirs in both.values() if ours is not None and theirs is not None]
-        effect = sum(differences) / len(differences) if differences else None
-        claim = asked.claims.get(arm)
-        arms[arm] = {
-            "verdict": verdict,
-            "sentence": f"{verdict}, as the sentence of {arm} says",
-            "effect": effect,
-            "interval": [effect - 0.0061, effect + 0.0061] if len(differences) > 1 else None,
-            "p": 0.00123,
-            "p_holm": 0.00246,
-            "p_sign_flip": 0.03125,
-            "p_equivalent": 0.87,
-            "pairs": len(differences),
-            "seeds": [s for s, (ours, theirs) in both.items() if ours is not None and theirs is not None],
-            "differences": differences,
-            "sd": 0.0058,
-            "mde": 0.0083,
-            "margin": asked.margin,
-            "diverged": 0,
-            "baseline_diverged": 0,
-            "runs": len(both),
-            "unfinished": 0,
-            "mean": 3.5,
-            "baseline_mean": 3.4,
-            "claim": claim and {"expect": claim.expect, "source": claim.source, "outcome": "confirmed"},
-        }
-    return {
-        "study": asked.name,
-        "question": asked.question,
-        "metric": asked.metric,
-        "rising": asked.rising,
-        "baseline": asked.baseline,
-        "corpus": "c06177d9e15f8f05",
-        "seeds": list(asked.seeds),
-        "match": asked.match,
-        "match_by": asked.match_by,
-        "hold": asked.hold,
-        "notes": ["A note upon the whole."],
-        "arms": arms,
-    } | changes
+def judged(asked, records, *, verdict="worse", notes=("A note upon the whole.",), tuning=None):
+    """The verdict on the records with its effects; its words, p-values and intervals are made up."""
+    found = judge(asked, records, tuning)
+    return replace(found, arms={name: made_up(arm, verdict) for name, arm in found.arms.items()}, notes=list(notes))
+
+
+def made_up(arm, verdict):
+    effect, interval = arm.statistics.effect, arm.statistics.interval
+    figures = {"p": 0.00123, "p_sign_flip": 0.03125, "p_equivalent": 0.87, "sd": 0.0058, "mde": 0.0083}
+    return replace(
+        arm,
+        verdict=verdict,
+        sentence=f"{verdict}, as the sentence of {arm.runs.name} says",
+        statistics=replace(arm.statistics, **figures, interval=interval and (effect - 0.0061, effect + 0.0061)),
+        p_holm=0.00246,
+        claim=arm.claim and replace(arm.claim, outcome="confirmed"),
+    )
 
 
 def report(folder: Path, asked=None, records=None, *, plotly=False, **changes):
@@ -76,7 +47,7 @@ def report(folder: Path, asked=None, records=None, *, plotly=False, **changes):
     with pytest.MonkeyPatch.context() as patch:
         if not plotly:
             patch.setattr("ablate.page.write.get_plotlyjs", lambda: "")
-        path = write_report(asked, records, judged(asked, records, **changes), folder / "report")
+        path = write_report(judged(asked, records, **changes), folder / "report")
     assert path == folder / "report" / "index.html"
     text = (folder / "report" / "verdict.json").read_text(encoding="utf-8")
     data = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -110,7 +81,7 @@ def traces(page, plot, choice=0):
 
 def test_the_json_is_the_verdict(whole):
     records, (_, _, data) = whole
-    assert data == judged(study(), records, tuning=tuning())
+    assert data == as_json(judged(study(), records, tuning=tuning()))
 
 
 def test_each_arm_has_its_sentence_and_its_claim(whole):
@@ -132,7 +103,8 @@ def test_question_conditions_and_notes_come_first(whole):
     _, (page, markdown, _) = whole
     assert page.texts["h1"] == [study().question]
     line = (
-        "study position · val/loss, nats a token · 6 seeds · equal parameters · equal tokens · stdlib · CPU, 2 threads"
+        "study position · val/loss, nats per token · 6 seeds · equal parameters · equal tokens · stdlib · "
+        "CPU, 2 threads"
     )
     assert page.texts["p"][0] == line
     assert "A note upon the whole." in page.texts["li"]
@@ -146,10 +118,10 @@ def test_the_table_has_the_means_and_what_they_range_over(whole):
     for arm in ARMS:
         row, losses = arms_row(page, arm), [r.metric("val/loss") for r in records if r.arm == arm]
         loss = f"{mean(records, arm, lambda r: r.metric('val/loss')):.4f}"
-        assert row["val/loss, nats a token"] == f"{loss}|{min(losses):.4f} – {max(losses):.4f}"
+        assert row["val/loss, nats per token"] == f"{loss}|{min(losses):.4f} – {max(losses):.4f}"
         assert f"{loss} ({min(losses):.4f} – {max(losses):.4f})" in markdown
         bpb = mean(records, arm, lambda r: r.metric("val/bpb"))
-        assert row["val/bpb, bits a byte"].startswith(f"{bpb:.4f}|")
+        assert row["val/bpb, bits per byte"].startswith(f"{bpb:.4f}|")
         rate = mean(records, arm, lambda r: r.summary["speed"]["train_tokens_per_s"])
         assert row["training tokens/s"].startswith(f"{rate:,.0f}|")
         known = {
@@ -171,15 +143,15 @@ def test_the_tests_are_those_of_the_verdict(whole):
     _, (page, markdown, data) = whole
     for row in page.table(1):
         effect = data["arms"][row["arm"]]["effect"]
-        assert row["effect"] == f"{effect:+.4f}"
-        assert row["95% interval"] == f"{effect - 0.0061:+.4f} to {effect + 0.0061:+.4f}"
+        assert row["effect"] == f"{effect:+.3f}"
+        assert row["95% interval"] == f"{effect - 0.0061:+.3f} to {effect + 0.0061:+.3f}"
         assert (row["p"], row["p, Holm"], row["p, sign flip"], row["p, equivalent"]) == (
             "0.0012",
             "0.0025",
             "0.031",
             "0.87",
         )
-        assert (row["pairs"], row["MDE"]) == ("6", "0.0083")
+        assert (row["pairs"], row["MDE"]) == ("6", "0.008")
         assert f"{row['effect']} | {row['95% interval']} |" in markdown
 
 
@@ -330,7 +302,7 @@ def test_a_run_that_diverged_is_counted_and_drawn_and_not_averaged(tmp_path):
     page, markdown, data = report(tmp_path, records=records)
     row = arms_row(page, "none")
     assert (row["runs"], row["diverged"]) == ("6", "1")
-    assert row["val/loss, nats a token"].startswith(f"{mean(records, 'none', lambda r: r.metric('val/loss')):.4f}|")
+    assert row["val/loss, nats per token"].startswith(f"{mean(records, 'none', lambda r: r.metric('val/loss')):.4f}|")
     lost = traces(page, "curves")["none, diverged"]
     assert lost["x"][-1] == 160 * 4096  # the last that was finite
     assert any("Dotted: runs that diverged" in text for text in page.texts["figcaption"])
@@ -346,7 +318,7 @@ def test_arms_that_all_diverged(tmp_path):
     assert "forest" not in page.figures
     assert any("No pair of runs gives an effect of none." in text for text in page.texts["li"])
     row = arms_row(page, "none")
-    assert (row["diverged"], row["val/loss, nats a token"], row["parameters"]) == ("6", "", "1.48M")
+    assert (row["diverged"], row["val/loss, nats per token"], row["parameters"]) == ("6", "", "1.48M")
     assert data["arms"]["none"]["effect"] is None
     assert "**none**: cannot tell" in markdown
 
@@ -417,15 +389,38 @@ def test_runs_of_one_seed_count_once(tmp_path):
     assert arms_row(page, "rope")["runs"] == "6"
 
 
-def test_numbers_that_json_lacks_become_null(tmp_path):
-    asked = study(("rope", "none"))
+@pytest.mark.parametrize(
+    ("baseline", "values", "effect"), [([0.0, 0.0], [1e200, -1e200], 0), ([-1.7e308], [1.7e308], None)]
+)
+def test_numbers_that_json_lacks_become_null(tmp_path, baseline, values, effect):
+    asked = study(("rope", "none"), seeds=list(range(len(values))))
     records = records_of(tmp_path / "runs", asked)
-    verdict = judged(asked, records)
-    verdict["arms"]["none"] |= {"effect": float("nan"), "interval": [float("-inf"), float("inf")], "mde": float("inf")}
-    write_report(asked, records, verdict, tmp_path / "report")
+    for one in records:
+        one.summary["metrics"]["val/loss"] = {"rope": baseline, "none": values}[one.arm][one.seed]
+    write_report(judge(asked, records), tmp_path / "report")
     data = json.loads((tmp_path / "report" / "verdict.json").read_text(), parse_constant=pytest.fail)
-    assert (data["arms"]["none"]["effect"], data["arms"]["none"]["interval"]) == (None, [None, None])
-    assert "nan" not in (tmp_path / "report" / "verdict.md").read_text().lower()
+    none = data["arms"]["none"]
+    assert (none["effect"], none["interval"], none["mde"]) == (effect, None, None)
+    assert not re.search("nan|inf", (tmp_path / "report" / "verdict.md").read_text().lower())
+
+
+def test_a_value_has_the_same_digits_and_sign_wherever_it_stands(tmp_path):
+    asked = study(("none", "rope", "learned"))  # both lower than the baseline
+    records = records_of(tmp_path / "runs", asked)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ablate.page.write.get_plotlyjs", lambda: "")
+        page = pages.Page(write_report(judge(asked, records), tmp_path / "report"))
+    markdown = re.sub(" +", " ", (tmp_path / "report" / "verdict.md").read_text())
+    rows, drawn = page.table(1), page.figures["forest"]["data"][1::2]
+    for row, sentence, trace in zip(rows, page.texts["li"], drawn, strict=False):
+        effect, interval = row["effect"], row["95% interval"]
+        assert effect.startswith(MINUS)
+        low, high = sorted(end.lstrip(MINUS) for end in interval.split(" to "))
+        for text in (sentence, markdown):
+            assert f"better by {effect[1:]} nats per token (95% interval {low} to {high}; 6 pairs)" in text
+        assert f"| {effect} | {interval} |" in markdown
+        assert f"{effect} ({interval})" in trace["hovertext"]
+        assert {len(dot.split(".")[-1]) for dot in page.figures["forest"]["data"][0]["hovertext"]} == {3}
 
 
 def test_names_are_text(tmp_path):

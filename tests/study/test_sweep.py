@@ -236,7 +236,7 @@ def test_studies_are_compared_by_their_names(study, command, place):
         (["++study.arms={rms: [], bad: ['trainer.max_steps=9']}"], "study.arms.bad: it sets trainer.max_steps"),
         (["++study.arms={rms: [], bad: ['optimizer.lr=1']}", "study.tune=lr"], "study.tune=lr chooses"),
         (["++study.arms={rms: [], bad: ['++model.ffn.hidden=999']}"], "it sets model.ffn.hidden, which study.match"),
-        (["study.design=foo"], "study.design: no design 'foo'"),
+        (["study.design=foo"], "study.design='foo': no such choice"),
         (["++study.claims.rms={expect: better}"], "study.claims.rms: this is the baseline"),
         (["study.metric=train/nonsense"], "study.metric: no run logs 'train/nonsense'"),
         (["seed=interval(0,1)"], "seed=interval(0,1): expected seeds one by one"),

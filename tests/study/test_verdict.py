@@ -10,7 +10,8 @@ import pytest
 from scipy import stats
 
 from ablate.errors import AblateError
-from ablate.study.judge.verdict import judge
+from ablate.study.judge import verdict
+from ablate.study.judge.verdict import as_json
 from ablate.study.question import Claim, Study
 from ablate.study.records import RunRecord
 
@@ -22,9 +23,9 @@ NOISY = [value + by for value, by in zip(BASELINE, [0.05, -0.04, 0.03, -0.06, 0.
 DIVERGED = None
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("gc.collect", int)  # statsmodels calls it for each Holm correction, for a tenth of a second
+def judge(*arguments: Any) -> dict[str, Any]:
+    """The content of verdict.json."""
+    return as_json(verdict.judge(*arguments))
 
 
 def run(arm: str, seed: int, value: float | None = 3.4, status: str = "finished", **summary: Any) -> RunRecord:
@@ -66,14 +67,21 @@ def notes(*records: list[RunRecord], **options: Any) -> list[str]:
 
 
 def test_the_four_verdicts_in_words():
-    assert judged(LOWER)["sentence"] == "better by 0.021 nats (95% interval 0.017 to 0.025; 6 pairs), per token"
-    assert judged(HIGHER)["sentence"] == "worse by 0.021 nats (95% interval 0.017 to 0.025; 6 pairs), per token"
+    assert (
+        judged(LOWER)["sentence"]
+        == "better by 0.021 nats per token (95% interval 0.017 to 0.025; 6 pairs), at equal tokens"
+    )
+    assert (
+        judged(HIGHER)["sentence"]
+        == "worse by 0.021 nats per token (95% interval 0.017 to 0.025; 6 pairs), at equal tokens"
+    )
     assert judged(CLOSE)["sentence"] == (
-        "equivalent within 0.01 nats (difference 0.0010, 95% interval -0.0017 to 0.0037; 6 pairs), per token"
+        "equivalent within 0.01 nats per token (difference 0.0010, 95% interval −0.0017 to 0.0037; 6 pairs), "
+        "at equal tokens"
     )
     assert judged(NOISY)["sentence"] == (
-        "cannot tell (difference 0.00 nats, 95% interval -0.05 to 0.04; "
-        "smallest effect that 6 seeds could see: 0.06), per token"
+        "cannot tell (difference 0.00 nats per token, 95% interval −0.05 to 0.04; "
+        "smallest effect that 6 seeds could see: 0.06), at equal tokens"
     )
 
 
@@ -125,7 +133,9 @@ def test_a_learning_rate_at_the_edge_of_the_grid_is_noted():
     assert found["notes"] == ["rope: its learning rate, 0.01, is at the grid's edge: a better one may lie beyond."]
 
 
-@pytest.mark.parametrize(("hold", "words"), [("flops", "per FLOP"), ("seconds", "per second")])
+@pytest.mark.parametrize(
+    ("hold", "words"), [("flops", "at equal training FLOPs"), ("seconds", "at equal seconds of training")]
+)
 def test_a_sentence_says_what_was_held(hold, words):
     assert judged(LOWER, hold=hold)["sentence"].endswith(words)
 
@@ -135,7 +145,7 @@ def test_of_a_rising_metric_more_is_better():
     for record in records:
         record.summary["metrics"] = {"val/accuracy": record.metric("val/loss")}
     found = judge(study(metric="val/accuracy", expect="not worse"), records)["arms"]["rope"]
-    assert found["sentence"] == "better by 0.021 (95% interval 0.017 to 0.025; 6 pairs), per token"
+    assert found["sentence"] == "better by 0.021 (95% interval 0.017 to 0.025; 6 pairs), at equal tokens"
     assert found["claim"]["outcome"] == "confirmed"
 
 
@@ -182,7 +192,7 @@ def test_what_becomes_of_a_claim(expect, outcomes):
 def test_a_small_difference_that_is_there_is_within_the_margin_too():
     found = judged(SMALL, expect="equivalent")
     assert found["verdict"] == "worse"
-    assert "equivalent within 0.01 nats" in found["sentence"]
+    assert "equivalent within 0.01 nats per token" in found["sentence"]
 
 
 @pytest.mark.parametrize("values", [LOWER, CLOSE])
@@ -218,7 +228,7 @@ def test_six_divergences_to_none_decide():
     assert found["p_diverged"] == pytest.approx(2**-5)
     assert found["sentence"].startswith(
         "worse: of 12 seeds, 6 diverged here only and 0 in the baseline only (exact McNemar p 0.031); "
-        "where both finished, better by 0.021 nats"
+        "where both finished, better by 0.021 nats per token"
     )
     alike = judged([*CLOSE, *[DIVERGED] * 6], steady, expect="equivalent")
     assert (alike["verdict"], alike["claim"]["outcome"]) == ("worse", "refuted")
@@ -305,7 +315,10 @@ def test_fewer_than_two_pairs_cannot_tell():
     records = arm("learned", BASELINE[:1]) + arm("rope", LOWER[:1])
     found = judge(study(seeds=[0]), records)
     assert found["arms"]["rope"]["verdict"] == "cannot tell"
-    assert found["arms"]["rope"]["sentence"] == "cannot tell (difference -0.024 nats of a single pair), per token"
+    assert (
+        found["arms"]["rope"]["sentence"]
+        == "cannot tell (difference −0.024 nats per token of a single pair), at equal tokens"
+    )
     assert found["notes"] == ["rope: fewer than two pairs, so nothing can be tested."]
 
 
@@ -366,23 +379,23 @@ def test_runs_of_one_arm_that_are_not_alike_are_named():
     assert note == "rope: its runs are not all alike: optimizer is None in one and {'lr': 0.1} in another."
 
 
-def test_a_difference_is_per_token_only_where_tokens_are_equal():
+def test_a_difference_is_at_equal_tokens_only_where_tokens_are_equal():
     trainer = {"accumulate_grad_batches": 1, "devices": 1, "num_nodes": 1}
     sized = [
         with_config(arm(name, values, steps=250), data={"batch_size": rows, "context": 256}, trainer=trainer)
         for name, values, rows in (("learned", BASELINE, 16), ("rope", LOWER, 8))
     ]
     found = judge(study(), [*sized[0], *sized[1]])
-    assert found["arms"]["rope"]["sentence"].endswith("at unequal numbers of tokens")
+    assert found["arms"]["rope"]["sentence"].endswith("at unequal tokens")
     assert found["notes"] == ["The runs were trained on unequal numbers of tokens, 512k to 1.02M."]
     records = [*sized[0], *sized[1]]
     for record in records:
         record.summary["training_flops_per_token"] = 1e6 if record.arm == "learned" else 2e6
     by_flops = judge(study(hold="flops"), records)
-    assert by_flops["arms"]["rope"]["sentence"].endswith("per FLOP") and not by_flops["notes"]
+    assert by_flops["arms"]["rope"]["sentence"].endswith("at equal training FLOPs") and not by_flops["notes"]
     records[0].summary["steps"] = 200
     by_flops = judge(study(hold="flops"), records)
-    assert by_flops["arms"]["rope"]["sentence"].endswith("at unequal numbers of training FLOPs")
+    assert by_flops["arms"]["rope"]["sentence"].endswith("at unequal training FLOPs")
     assert by_flops["notes"] == ["The runs were of unequal training FLOPs, 819G to 1.02T."]
 
 
@@ -398,7 +411,7 @@ def test_runs_that_took_unequal_seconds_are_named():
         )
     ]
     found = judge(study(hold="seconds"), records)
-    assert found["arms"]["rope"]["sentence"].endswith("per second")
+    assert found["arms"]["rope"]["sentence"].endswith("at equal seconds of training")
     (note,) = found["notes"]
     assert note.endswith("the runs themselves took unequal seconds: learned 10 s, rope 20 s each.")
 
@@ -474,7 +487,7 @@ def test_a_run_without_the_metric_and_a_run_of_no_arm_are_named():
 
 def test_an_arm_without_runs_is_reported():
     found = judge(study("rope", "none"), arm("learned", BASELINE) + arm("rope", LOWER))
-    assert found["arms"]["none"]["sentence"] == "cannot tell (no pair of finished runs), per token"
+    assert found["arms"]["none"]["sentence"] == "cannot tell (no pair of finished runs), at equal tokens"
     assert found["arms"]["rope"]["p_holm"] == found["arms"]["rope"]["p"]
 
 

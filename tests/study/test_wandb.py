@@ -3,6 +3,7 @@
 import glob
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from training.harness import summary
 from ablate.compose import compose_config
 from ablate.errors import AblateWarning
 from ablate.study import on_wandb as of_study
-from ablate.study.dashboard import INSTALLED, dashboard
-from ablate.study.judge.verdict import judge
-from ablate.study.on_wandb import log_verdict, sync_command
+from ablate.study.judge.paired import PairedStatistics
+from ablate.study.judge.verdict import as_json, judge
+from ablate.study.on_wandb import INSTALLED, dashboard, log_verdict, sync_command
 from ablate.training.wandb_logger import identity
 from study.offline_runs import offline_runs
 from study.report_samples import record, study
@@ -98,16 +99,16 @@ def test_the_verdict_is_a_run_with_table_sentences_and_report(position):
     log_verdict(verdict, folder / "report", LOGGER, folder)
     (found,) = offline_runs(folder)
     assert (found.run.run_group, found.run.job_type, found.run.project) == ("position", "verdict", "ablate")
-    assert found.config["study"]["question"] == verdict["question"]
+    assert found.config["study"]["question"] == verdict.study.question
     assert [row["arm"] for row in table(found)] == ["learned", "none"]
     for row in table(found):
-        arm = verdict["arms"][row["arm"]]
+        arm = as_json(verdict)["arms"][row["arm"]]
         assert [row["low"], row["high"]] == pytest.approx(arm["interval"])
         assert row["claim"] == arm["claim"]["expect"] and row["outcome"] == arm["claim"]["outcome"]
         for key in ("verdict", "effect", "p", "p_holm", "pairs", "mde", "diverged"):
             assert row[key] == arm[key]
         assert found.summary["sentences"][row["arm"]] == arm["sentence"]
-    assert found.summary["notes"] == verdict["notes"]
+    assert found.summary["notes"] == verdict.notes
     (artifact,) = [artifact for artifact in found.artifacts if artifact.type == "verdict"]
     assert artifact.name == "verdict-position"
     staged = {entry.path: Path(entry.local_path).read_text() for entry in artifact.manifest.contents}
@@ -116,9 +117,9 @@ def test_the_verdict_is_a_run_with_table_sentences_and_report(position):
 
 def test_what_a_verdict_does_not_know_is_left_empty(position):
     folder, verdict = position
-    nothing = dict.fromkeys(("effect", "interval", "p", "p_holm", "mde", "claim"))
-    verdict["arms"]["learned"] |= nothing
-    verdict["arms"]["none"]["effect"] = float("nan")
+    nothing = {"statistics": PairedStatistics(0, 0.01), "p_holm": None}
+    learned, none = (replace(verdict.arms[arm], **nothing) for arm in ("learned", "none"))
+    verdict = replace(verdict, arms={"learned": replace(learned, claim=None), "none": none})
     log_verdict(verdict, folder / "report", LOGGER, folder)
     (found,) = offline_runs(folder)
     learned, none = table(found)

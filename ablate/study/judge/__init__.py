@@ -1,1 +1,1 @@
-"""From runs to a verdict on each arm."""
+"""The judge: from the runs of a study to a verdict on each arm."""

@@ -1,7 +1,5 @@
-"""From the runs of a study to a verdict per arm: the content of verdict.json."""
+"""From the runs of a study to a verdict on each arm, and the content of verdict.json."""
 
-import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -9,136 +7,98 @@ from statistics import fmean
 from typing import Any
 
 from ablate.errors import AblateError, did_you_mean
-from ablate.study.judge.notes import counts, notes
-from ablate.study.judge.paired import Paired, Verdict, holm, in_words, one_sided, significant
-from ablate.study.question import Study
-from ablate.study.records import SECONDS, RunRecord, unequal
-
-UNITS = {"train/loss": "nats", "val/loss": "nats", "val/bpb": "bits per byte", "train/tokens_per_s": "tokens/s"}
-HELD = {"tokens": "per token", "flops": "per FLOP", "seconds": "per second"}
-
-
-@dataclass(frozen=True)
-class ArmRuns:
-    """runs: one a seed. ends: of those that came to an end, the metric, or None where it diverged."""
-
-    name: str
-    runs: dict[int, RunRecord]
-    ends: dict[int, float | None]
-
-    @property
-    def diverged(self) -> int:
-        return sum(value is None for value in self.ends.values())
-
-    @property
-    def finished(self) -> list[RunRecord]:
-        return [run for run in self.runs.values() if run.finished]
-
-    @property
-    def corpora(self) -> Counter[str | None]:
-        return Counter(self.runs[seed].corpus for seed in self.ends)
+from ablate.study.judge.contest import ArmRuns, Conclusion, Contest, Outcome, arm_runs, unequal
+from ablate.study.judge.notes import notes
+from ablate.study.judge.paired import Paired, PairedStatistics, holm
+from ablate.study.judge.sentence import sentence
+from ablate.study.question import Expectation, Study
+from ablate.study.records import RunRecord
+from ablate.words import tally
 
 
 @dataclass(frozen=True)
-class Contest:
-    """An arm against the baseline. p_holm: corrected for all arms of the study."""
+class ClaimVerdict:
+    """A claim of the study, and whether it holds."""
+
+    expect: Expectation
+    source: str | None
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class ArmVerdict:
+    """The verdict on one arm.
+
+    p_holm: the t-test's p, corrected for all arms. p_diverged: McNemar's exact p; None if no seed ended in both arms.
+    differences: seed -> arm minus baseline. mean, baseline_mean: of the metric, over the seeds of the differences.
+    """
+
+    runs: ArmRuns
+    verdict: Conclusion
+    sentence: str
+    statistics: PairedStatistics
+    p_holm: float | None
+    p_diverged: float | None
+    differences: dict[int, float]
+    mean: float | None
+    baseline_mean: float | None
+    claim: ClaimVerdict | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a study concludes.
+
+    records: every run that was read, also those that were not judged. arms: without the baseline, in the study's order.
+    notes: what limits the verdicts, a sentence each. unequal: the least and the most that runs spent of what the study
+    holds equal, if these are over 1% apart. tuning: the learning rates, as `ablate.study.plan.rates.choose` gives them.
+    """
 
     study: Study
-    arm: ArmRuns
+    records: list[RunRecord]
     baseline: ArmRuns
-    paired: Paired
-    p_holm: float | None
+    arms: dict[str, ArmVerdict]
+    notes: list[str]
+    unequal: tuple[float, float] | None = None
+    tuning: dict[str, Any] | None = None
 
     @cached_property
-    def held(self) -> str:
-        """What a difference is per: what all runs had as much of."""
-        hold = self.study.hold
-        if hold != SECONDS and unequal([*self.arm.finished, *self.baseline.finished], hold):
-            return f"at unequal numbers of {'tokens' if hold == 'tokens' else 'training FLOPs'}"
-        return HELD[hold]
-
-    @cached_property
-    def alike(self) -> bool:
-        """Whether they are one configuration under two names."""
-        seeds = self.arm.runs.keys() & self.baseline.runs.keys()
-        pairs = [[arm.runs[seed].settings for arm in (self.arm, self.baseline)] for seed in seeds]
-        return bool(pairs) and all(config and config == baseline for config, baseline in pairs)
+    def runs(self) -> dict[str, ArmRuns]:
+        """The runs of each arm by its name, the baseline's first."""
+        return {arm.name: arm for arm in (self.baseline, *(arm.runs for arm in self.arms.values()))}
 
     @property
-    def by_values(self) -> Verdict:
-        """The verdict of the seeds that are finite in both."""
-        found = self.paired.found
-        if significant(self.p_holm):
-            return "better" if (found.effect > 0) == self.study.rising else "worse"
-        return "equivalent" if significant(found.p_equivalent) else "cannot tell"
-
-    @property
-    def by_divergence(self) -> bool:
-        """Whether who diverged decides."""
-        return significant(self.paired.p_diverged) and not self.alike
-
-    @property
-    def verdict(self) -> Verdict:
-        """Who diverges more is not better or equivalent by its other runs; two names of one thing do not differ."""
-        arm, baseline = self.paired.diverged_alone
-        if self.by_divergence:
-            return "worse" if arm > baseline else "better"
-        barred = {"better", "worse"} if self.alike else set()
-        if arm != baseline:
-            barred |= {"equivalent", "better" if arm > baseline else "worse"}
-        return "cannot tell" if self.by_values in barred else self.by_values
+    def corpus(self) -> str | None:
+        """The fingerprint of the corpus that most runs of the baseline used."""
+        return self.baseline.corpora.most_common(1)[0][0]
 
 
-def judge(study: Study, records: list[RunRecord], tuning: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The content of verdict.json: a verdict per arm, and in `notes` all that limits them.
+def judge(study: Study, records: Iterable[RunRecord], tuning: dict[str, Any] | None = None) -> Verdict:
+    """A verdict on each arm, from all runs of the study.
 
-    tuning: what was found of the learning rates, as `ablate.study.plan.rates.choose` gives it.
+    tuning: the learning rates, as `ablate.study.plan.rates.choose` gives them.
 
     Raises:
-        AblateError: a metric that no run logged, or a baseline of which no run has come to an end.
+        AblateError: no run logged the metric, or no run of the baseline finished or diverged.
     """
-    baseline, *others = [_arm(name, records, study.metric) for name in dict.fromkeys((study.baseline, *study.arms))]
+    records = list(records)
+    baseline, *others = [arm_runs(name, records, study.metric) for name in dict.fromkeys((study.baseline, *study.arms))]
     _require(study, baseline, others)
     paired = [Paired(arm.ends, baseline.ends, study.margin) for arm in others]
     tested = sum(len(pairs.values) > 1 for pairs in paired)
     paired = [replace(pairs, arms=max(tested, 1)) for pairs in paired]
-    p_holm = holm([pairs.found.p for pairs in paired])
-    contests = [Contest(study, arm, baseline, *of_arm) for arm, *of_arm in zip(others, paired, p_holm, strict=True)]
-    return {
-        "study": study.name,
-        "question": study.question,
-        "metric": study.metric,
-        "rising": study.rising,
-        "baseline": study.baseline,
-        "corpus": baseline.corpora.most_common(1)[0][0],
-        "seeds": list(study.seeds),
-        "match": study.match,
-        "match_by": study.match_by,
-        "hold": study.hold,
-        "notes": list(notes(study, records, [baseline, *others], contests, tuning)),
-        "arms": {contest.arm.name: _entry(contest) for contest in contests},
-        **({} if tuning is None else {"tuning": tuning}),
-    }
-
-
-def one_a_seed(records: Iterable[RunRecord]) -> dict[int, RunRecord]:
-    """Of one arm's runs, one of each seed: the last finished, or else the last diverged, or else the last."""
-    rank = {"diverged": 1, "finished": 2}
-    ordered = sorted(records, key=lambda record: (rank.get(record.status, 0), _in_order(record)))
-    last = {record.seed: record for record in ordered}
-    return {seed: last[seed] for seed in sorted(last)}
-
-
-def _arm(name: str, records: list[RunRecord], metric: str) -> ArmRuns:
-    """Of a run that finished without the metric nothing is known; one whose metric is not finite has diverged."""
-    runs = one_a_seed(record for record in records if record.arm == name)
-    known = {seed: run for seed, run in runs.items() if run.diverged or (run.finished and metric in run.metrics)}
-    return ArmRuns(name, runs, {seed: None if run.diverged else run.metric(metric) for seed, run in known.items()})
-
-
-def _in_order(run: RunRecord) -> list[str | int]:
-    """2_b before 10_a."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(run.path))]
+    p_holm = holm([pairs.statistics.p for pairs in paired])
+    contests = [Contest(study, arm, baseline, pairs, p) for arm, pairs, p in zip(others, paired, p_holm, strict=True)]
+    apart = unequal((baseline, *others), study.hold)
+    return Verdict(
+        study=study,
+        records=records,
+        baseline=baseline,
+        arms={contest.arm.name: _arm_verdict(contest) for contest in contests},
+        notes=list(notes(study, records, baseline, contests, apart, tuning)),
+        unequal=apart,
+        tuning=tuning,
+    )
 
 
 def _require(study: Study, baseline: ArmRuns, others: list[ArmRuns]) -> None:
@@ -147,7 +107,7 @@ def _require(study: Study, baseline: ArmRuns, others: list[ArmRuns]) -> None:
     if logged and study.metric not in logged:
         raise AblateError(f"metric={study.metric}: no run logged it{did_you_mean(study.metric, logged)}")
     if not baseline.ends:
-        there = counts(run.status for run in baseline.runs.values()) or "none"
+        there = tally(run.status for run in baseline.runs.values()) or "none"
         able = [arm.name for arm in others if arm.ends]
         raise AblateError(
             f"baseline={study.baseline}: no run of it finished with {study.metric} (there: {there}); "
@@ -155,67 +115,59 @@ def _require(study: Study, baseline: ArmRuns, others: list[ArmRuns]) -> None:
         )
 
 
-def _entry(contest: Contest) -> dict[str, Any]:
-    arm, paired = contest.arm, contest.paired
-    found, claim, values = paired.found, contest.study.claims.get(arm.name), paired.values.values()
+def _arm_verdict(contest: Contest) -> ArmVerdict:
+    paired, claim = contest.paired, contest.study.claims.get(contest.arm.name)
+    values = paired.values.values()
+    return ArmVerdict(
+        runs=contest.arm,
+        verdict=contest.verdict,
+        sentence=sentence(contest),
+        statistics=paired.statistics,
+        p_holm=contest.p_holm,
+        p_diverged=paired.p_diverged,
+        differences=paired.differences,
+        mean=fmean(value for value, _ in values) if values else None,
+        baseline_mean=fmean(value for _, value in values) if values else None,
+        claim=claim and ClaimVerdict(claim.expect, claim.source, contest.outcome(claim.expect)),
+    )
+
+
+def as_json(verdict: Verdict) -> dict[str, Any]:
+    """The content of verdict.json."""
+    study = verdict.study
     return {
-        "verdict": contest.verdict,
-        "sentence": _sentence(contest),
-        **asdict(found),
-        "interval": found.interval and list(found.interval),
-        "p_holm": contest.p_holm,
-        "p_diverged": paired.p_diverged,
-        "seeds": list(paired.values),
-        "differences": paired.differences,
-        "diverged": arm.diverged,
-        "baseline_diverged": contest.baseline.diverged,
-        "runs": len(arm.runs),
-        "unfinished": sum(not (run.finished or run.diverged) for run in arm.runs.values()),
-        "mean": fmean(value for value, _ in values) if values else None,
-        "baseline_mean": fmean(value for _, value in values) if values else None,
-        "claim": claim and {"expect": claim.expect, "source": claim.source, "outcome": _outcome(claim.expect, contest)},
+        "study": study.name,
+        "question": study.question,
+        "metric": study.metric,
+        "rising": study.rising,
+        "baseline": study.baseline,
+        "corpus": verdict.corpus,
+        "seeds": list(study.seeds),
+        "match": study.match,
+        "match_by": study.match_by,
+        "hold": study.hold,
+        "notes": verdict.notes,
+        "arms": {name: _arm_as_json(arm, verdict.baseline) for name, arm in verdict.arms.items()},
+        **({} if verdict.tuning is None else {"tuning": verdict.tuning}),
     }
 
 
-def _outcome(expect: str, contest: Contest) -> str:
-    """What becomes of a claim. A difference can be there, and within the margin: then both claims hold."""
-    verdict, paired, margin = contest.verdict, contest.paired, contest.study.margin
-    arm, baseline = paired.diverged_alone
-    if expect == "report":
-        return "reported"
-    if verdict == expect or (expect == "not worse" and verdict in ("better", "equivalent")):
-        return "confirmed"
-    if expect in ("better", "worse"):
-        return "open" if verdict == "cannot tell" else "refuted"
-    if contest.by_divergence:
-        return "refuted"
-    if expect == "equivalent":
-        if significant(paired.found.p_equivalent) and arm == baseline:
-            return "confirmed"
-        beyond = paired.found.interval and min(abs(end) for end in paired.found.interval) > margin
-        return "refuted" if verdict in ("better", "worse") and beyond else "open"
-    bound, side = (-margin, "greater") if contest.study.rising else (margin, "less")
-    if significant(one_sided(paired.differences, bound, side)) and arm <= baseline:
-        return "confirmed"
-    return "refuted" if verdict == "worse" else "open"
-
-
-def _sentence(contest: Contest) -> str:
-    """The verdict in words, and who diverged."""
-    verdict, arm, baseline, paired = contest.verdict, contest.arm, contest.baseline, contest.paired
-    unit = UNITS.get(contest.study.metric, "")
-    if contest.alike and verdict == "cannot tell":
-        words = in_words(verdict, paired.found, unit)
-        return f"{words}, {contest.held}: one configuration under two names, so it is noise"
-    finite = f"{in_words(contest.by_values, paired.found, unit)}, {contest.held}"
-    if contest.by_values == "cannot tell" and significant(paired.found.p):
-        finite += f"; p is {paired.found.p:.2g}, and {contest.p_holm:.2g} as one of {paired.arms} arms (Holm)"
-    if contest.by_divergence or verdict != contest.by_values:
-        alone, other = paired.diverged_alone
-        p = f" (exact McNemar p {paired.p_diverged:.2g})" if contest.by_divergence else ""
-        seeds = f"of {len(paired.ended)} seeds, {alone} diverged here only and {other} in the baseline only{p}"
-        return f"{verdict}: {seeds}; where both finished, {finite}"
-    if arm.diverged or baseline.diverged:
-        of_arm, of_baseline = (f"{one.diverged} of {len(one.ends)}" for one in (arm, baseline))
-        finite += f"; diverged: {of_arm} runs, of the baseline's {of_baseline}"
-    return finite
+def _arm_as_json(arm: ArmVerdict, baseline: ArmRuns) -> dict[str, Any]:
+    interval = arm.statistics.interval
+    return {
+        "verdict": arm.verdict,
+        "sentence": arm.sentence,
+        **asdict(arm.statistics),
+        "interval": interval and list(interval),
+        "p_holm": arm.p_holm,
+        "p_diverged": arm.p_diverged,
+        "seeds": list(arm.differences),
+        "differences": list(arm.differences.values()),
+        "diverged": arm.runs.diverged,
+        "baseline_diverged": baseline.diverged,
+        "runs": len(arm.runs.runs),
+        "unfinished": len(arm.runs.unfinished),
+        "mean": arm.mean,
+        "baseline_mean": arm.baseline_mean,
+        "claim": arm.claim and asdict(arm.claim),
+    }

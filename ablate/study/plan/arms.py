@@ -15,11 +15,10 @@ from ablate.data import CORPORA
 from ablate.data.task import TaskSettings
 from ablate.errors import AblateError, did_you_mean
 from ablate.model.config import load_plugins
-from ablate.overrides import first_difference, key_of, quoted
+from ablate.overrides import ASIDE, first_difference, key_of, quoted, settings
 from ablate.run import read_config
 from ablate.study.plan.match import Matched, match
 from ablate.study.question import Study
-from ablate.study.records import ASIDE, settings
 from ablate.training.parts import assemble
 
 Compose = Callable[[list[str]], DictConfig]
@@ -88,7 +87,7 @@ def _seeds(text: str, override: Override) -> list[Any]:
 
 def check_arms(study: Study, tuned: bool) -> None:
     """Raises AblateError if an arm sets what the study itself decides, so that its change would be lost."""
-    decided = dict.fromkeys((*ASIDE, "hydra", "experiment"), "which makes no difference between arms")
+    decided = dict.fromkeys(("seed", "experiment", *ASIDE), "which makes no difference between arms")
     decided["trainer.max_steps"] = f"which follows from study.hold={study.hold}"
     if tuned:
         decided["optimizer.lr"] = "which study.tune=lr chooses"

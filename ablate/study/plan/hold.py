@@ -11,10 +11,10 @@ from ablate.accounting import tokens_per_step
 from ablate.errors import AblateError
 from ablate.files import make_folder, write_json
 from ablate.model.config import DecoderConfig
+from ablate.overrides import settings
 from ablate.study.plan.arms import Arm, Compose
 from ablate.study.plan.match import budget_of
 from ablate.study.question import Study
-from ablate.study.records import settings
 from ablate.training.parts import read_data
 
 

@@ -1,69 +1,74 @@
-"""The plot of the effects: each arm's difference from the baseline, and how sure it is."""
+"""The plot of the effects: each arm's difference from the baseline with its interval."""
 
 from dataclasses import replace
-from typing import Any
 
 import plotly.graph_objects as go
 
+from ablate.metrics import METRICS
 from ablate.page.drawing import GREY, Plot, brief, colour_of, empty_figure, line_of, safe, see_through
-from ablate.study.report.findings import Findings
-from ablate.study.report.words import effect_and_interval, signed
-from ablate.training.terminal import UNITS
+from ablate.study.judge.verdict import ArmVerdict, Verdict
+from ablate.words import estimate, rounded, scale, setting
 
 ROW = 66  # pixels
 
 
-def forest(findings: Findings) -> Plot:
-    """One row an arm: its mean difference from the baseline, the 95% interval, every pair, and the margin as a band."""
-    study = findings.study
+def forest(verdict: Verdict) -> Plot:
+    """A row for each arm: its mean difference from the baseline, the 95% interval, every pair, and the margin as a
+    band."""
+    study = verdict.study
     plot = Plot("forest", f"Difference from {study.baseline}", "")
-    drawn = {arm: said for arm in findings.rivals if (said := findings.judged[arm])["effect"] is not None}
-    left_out = [arm for arm in findings.rivals if arm not in drawn]
+    drawn = {name: arm for name, arm in verdict.arms.items() if arm.statistics.effect is not None}
+    left_out = [name for name in verdict.arms if name not in drawn]
     without = f" No pair of runs gives an effect of {', '.join(left_out)}." if left_out else ""
-    if not findings.judged:
+    if not verdict.arms:
         return replace(plot, caption="There is no arm beside the baseline.")
     if not drawn:
         return replace(plot, caption=without.strip())
-    margin = next(iter(drawn.values()))["margin"]
+    numbers = list(verdict.runs)
     figure = empty_figure(0)
-    for row, (arm, said) in enumerate(drawn.items()):
-        _row(figure, arm, said, -row, findings.arms.index(arm))
-    _ground(figure, margin)
+    for row, (name, arm) in enumerate(drawn.items()):
+        _row(figure, name, arm, -row, numbers.index(name))
+    figure.add_vrect(-study.margin, study.margin, fillcolor=see_through(GREY, 0.16), line_width=0, layer="below")
+    figure.add_vline(0, line={"color": GREY, "width": 1.5}, layer="below")
     _directions(figure, study.rising)
-    low, high = _reach(drawn, margin)
-    unit = UNITS.get(study.metric)
+    unit = METRICS[study.metric].unit
     title = f"{safe(study.metric)} minus that of {safe(brief(study.baseline))}{f', {unit}' if unit else ''}"
-    figure.update_xaxes(title=title, range=[low, high])
+    figure.update_xaxes(title=title, range=_range(list(drawn.values()), study.margin))
     figure.update_yaxes(visible=False, range=[0.55 - len(drawn), 0.75], fixedrange=True)
     figure.update_layout(showlegend=False, height=96 + ROW * len(drawn), margin_t=44)
     caption = "Means over pairs of one seed, and their 95% intervals; each pair is a faint dot."
-    if margin is not None:
-        caption += f" Grey: within the margin, ±{margin:g}."
+    caption += f" Grey: within the margin, ±{setting(study.margin)}."
     return replace(plot, caption=caption + without, figure=figure)
 
 
-def _row(figure: go.Figure, arm: str, said: dict[str, Any], row: float, number: int) -> None:
+def _row(figure: go.Figure, name: str, arm: ArmVerdict, row: float, number: int) -> None:
     colour, symbol = colour_of(number), line_of(number)["marker"]["symbol"]  # as in the other plots
-    effect, interval = effect_and_interval(said)
+    statistics = arm.statistics
+    effect, interval = estimate(statistics.effect, statistics.interval)
+    error = scale(statistics.effect, statistics.interval)
     figure.add_scatter(
-        x=said["differences"],
-        y=[row - 0.2] * len(said["differences"]),
+        x=list(arm.differences.values()),
+        y=[row - 0.2] * len(arm.differences),
         mode="markers",
         marker={"color": see_through(colour, 0.4), "size": 8},
-        hovertext=[f"{safe(arm)}, {name}: {signed(d)}" for name, d in _pairs(said)],
+        hovertext=[
+            f"{safe(name)}, seed {seed}: {rounded(difference, error, sign=True)}"
+            for seed, difference in arm.differences.items()
+        ],
         hoverinfo="text",
     )
-    reach = {}
-    if interval:
-        low, high = said["interval"]
-        reach = {"array": [high - said["effect"]], "arrayminus": [said["effect"] - low], "symmetric": False}
+    bars = None
+    if statistics.interval:
+        low, high = statistics.interval
+        ends = {"array": [high - statistics.effect], "arrayminus": [statistics.effect - low], "symmetric": False}
+        bars = {"color": colour, "thickness": 3, "width": 7, **ends}
     figure.add_scatter(
-        x=[said["effect"]],
+        x=[statistics.effect],
         y=[row],
-        error_x={"color": colour, "thickness": 3, "width": 7, **reach} if reach else None,
+        error_x=bars,
         mode="markers",
         marker={"color": colour, "size": 13, "symbol": symbol if interval else f"{symbol}-open"},
-        hovertext=f"{safe(arm)}: {effect} ({interval or 'no interval'}), pairs: {said['pairs']}",
+        hovertext=f"{safe(name)}: {effect} ({interval or 'no interval'}), pairs: {statistics.pairs}",
         hoverinfo="text",
     )
     figure.add_annotation(
@@ -72,19 +77,9 @@ def _row(figure: go.Figure, arm: str, said: dict[str, Any], row: float, number: 
         xanchor="left",
         y=row,
         yshift=21,
-        text=f"<b>{safe(brief(arm, 34))}</b>: {said['verdict']}, {effect}",
+        text=f"<b>{safe(brief(name, 34))}</b>: {arm.verdict}, {effect}",
         showarrow=False,
     )
-
-
-def _pairs(said: dict[str, Any]) -> list[tuple[str, float]]:
-    return [(f"seed {seed}", d) for seed, d in zip(said["seeds"], said["differences"], strict=True)]
-
-
-def _ground(figure: go.Figure, margin: float | None) -> None:
-    if margin is not None:
-        figure.add_vrect(-margin, margin, fillcolor=see_through(GREY, 0.16), line_width=0, layer="below")
-    figure.add_vline(0, line={"color": GREY, "width": 1.5}, layer="below")
 
 
 def _directions(figure: go.Figure, rising: bool) -> None:
@@ -94,11 +89,10 @@ def _directions(figure: go.Figure, rising: bool) -> None:
     figure.add_annotation(x=1, xanchor="right", text=f"{right} →", **shared)
 
 
-def _reach(drawn: dict[str, dict[str, Any]], margin: float | None) -> tuple[float, float]:
-    """Of the axis: zero, the margin, every interval and every pair lie in it."""
-    values = [0.0, margin or 0.0, -(margin or 0.0)]
-    for said in drawn.values():
-        values += [said["effect"], *said["differences"], *(said["interval"] or [])]
-    values = [value for value in values if value is not None]
-    pad = 0.06 * (max(values) - min(values)) or 0.01
-    return min(values) - pad, max(values) + pad
+def _range(drawn: list[ArmVerdict], margin: float) -> list[float]:
+    """Of the x axis: it shows zero, the margin, every interval and every pair."""
+    values = [margin, -margin]
+    for arm in drawn:
+        values += [arm.statistics.effect, *arm.differences.values(), *(arm.statistics.interval or [])]
+    pad = 0.06 * (max(values) - min(values))
+    return [min(values) - pad, max(values) + pad]

@@ -1,41 +1,42 @@
 """The report as Markdown: for a terminal, and for a forge."""
 
 import re
+from pathlib import Path
 
-from ablate.study.report.findings import Findings
+from ablate.page.table import Cell
+from ablate.study.judge.verdict import ArmVerdict, Verdict
 from ablate.study.report.provenance import provenance, run_folders
-from ablate.study.report.tables import TESTS, Cell, table, tests_of
+from ablate.study.report.tables import TESTS, arms_table, tests_of
 from ablate.study.report.words import claim_in_words, conditions
 
 
-def markdown(findings: Findings) -> str:
-    study, judged = findings.study, findings.judged
-    parts = [f"# {_plain(study.question)}", _plain(" · ".join(conditions(findings)))]
-    parts += [_verdict(findings, arm) for arm in findings.rivals]
-    if not judged:
+def markdown(verdict: Verdict, folder: Path) -> str:
+    """folder: the report's, from which the paths of the runs are given."""
+    study = verdict.study
+    parts = [f"# {_plain(study.question)}", _plain(" · ".join(conditions(verdict)))]
+    parts += [_sentence(name, arm) for name, arm in verdict.arms.items()]
+    if not verdict.arms:
         parts.append("There is no arm beside the baseline: nothing is compared.")
-    notes = [f"- {_plain(note)}" for note in findings.verdict["notes"]]
-    if notes:
-        parts += ["## Notes", "\n".join(notes)]
-    if judged:
-        rows = [[arm, *tests_of(judged[arm])] for arm in findings.rivals]
+    if verdict.notes:
+        parts += ["## Notes", "\n".join(f"- {_plain(note)}" for note in verdict.notes)]
+    if verdict.arms:
+        rows = [[name, *tests_of(arm)] for name, arm in verdict.arms.items()]
         parts += [f"## {_plain(study.metric)} against {_plain(study.baseline)}", _table(["arm", *TESTS], rows)]
-    parts += ["## Each arm", _arms(findings)]
-    facts = [f"- {name}: {_plain(fact)}" for name, fact in provenance(findings)]
-    parts += ["## Where it comes from", "\n".join([*facts, f"- runs: {_plain(', '.join(run_folders(findings)))}"])]
+    parts += ["## Each arm", _arms(verdict)]
+    facts = [*provenance(verdict), ("runs", ", ".join(run_folders(verdict, folder)))]
+    parts += ["## Where it comes from", "\n".join(f"- {name}: {_plain(fact)}" for name, fact in facts)]
     return "\n\n".join(parts) + "\n"
 
 
-def _verdict(findings: Findings, arm: str) -> str:
-    said = findings.judged[arm]
-    return _plain(f"{arm}: {said['sentence']}. {claim_in_words(said['claim'])}", bold=arm)
+def _sentence(name: str, arm: ArmVerdict) -> str:
+    return _plain(f"{name}: {arm.sentence}. {claim_in_words(arm.claim)}", bold=name)
 
 
-def _arms(findings: Findings) -> str:
-    """A row a figure and a column an arm: as wide as there are arms, which a terminal has room for."""
-    titles, cells = table(findings)
-    rows = [[title, *(_cell(cells[arm][i]) for arm in findings.arms)] for i, title in enumerate(titles)]
-    names = [f"{arm} (baseline)" if arm == findings.study.baseline else arm for arm in findings.arms]
+def _arms(verdict: Verdict) -> str:
+    """A row for each figure and a column for each arm: a terminal has room for few columns."""
+    titles, cells = arms_table(verdict)
+    rows = [[title, *(_cell(of_arm[i]) for of_arm in cells.values())] for i, title in enumerate(titles)]
+    names = [f"{name} (baseline)" if name == verdict.study.baseline else name for name in cells]
     return _table(["", *names], rows)
 
 
@@ -44,7 +45,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _table(titles: list[str], rows: list[list[str]]) -> str:
-    """Padded, so that it can be read as it is; numbers to the right."""
+    """Padded, so that it can be read without being rendered; numbers to the right."""
     lines = [[_plain(text).replace("|", r"\|") for text in row] for row in (titles, *rows)]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(titles))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -56,7 +57,7 @@ def _table(titles: list[str], rows: list[list[str]]) -> str:
 
 
 def _plain(text: str, bold: str = "") -> str:
-    """User's text as text, on one line: no markup, HTML or link comes of it. `bold`: its beginning that is."""
+    """A user's text on one line, escaped so that it makes no markup, HTML or link. bold: the beginning that is bold."""
     begin, rest = (text[: len(bold)], text[len(bold) :]) if bold else ("", text)
     escaped = [_escaped(" ".join(part.split())) for part in (begin, rest)]
     return f"**{escaped[0]}**{escaped[1]}".strip() if bold else escaped[1]

@@ -1,44 +1,48 @@
-"""The plot of the learning rates that were tried with each arm."""
+"""The plot of the learning rates that each arm tried."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from ablate.metrics import METRICS
 from ablate.page.drawing import Plot, brief, colour_of, empty_figure, line_of, log_x, safe, see_through
-from ablate.study.report.findings import Findings
-from ablate.study.report.words import level, with_unit
+from ablate.study.judge.verdict import Verdict
+from ablate.words import level, setting
 
 
-def learning_rates(findings: Findings) -> Plot:
-    """The metric against the learning rate, a line an arm, every tuning run a dot, and what was chosen."""
+def learning_rates(verdict: Verdict) -> Plot:
+    """The metric against the learning rate: a line for each arm, a dot for each run, a ring around the choice."""
     plot = Plot("rates", "Learning rates", "")
-    tuning = findings.verdict["tuning"]
-    arms = {arm: found for arm in findings.arms if (found := tuning["arms"].get(arm))}
-    said = [sentence for arm, found in arms.items() for sentence in _sentences(arm, found)]
-    if not any(_values(found) for found in arms.values()):
-        return replace(plot, caption=" ".join(["No tuning run finished.", *said]))
+    tuning = verdict.tuning
+    arms = {name: tuning["arms"][name] for name in verdict.runs if name in tuning["arms"]}
+    diverged = [sentence for name, tried in arms.items() for sentence in _diverged(name, tried)]
+    if not any(_values(tried) for tried in arms.values()):
+        return replace(plot, caption=" ".join(["No tuning run finished.", *diverged]))
     figure = empty_figure(len(arms))
-    for i, arm in enumerate(findings.arms):
-        if arm in arms and _values(arms[arm]):
-            for trace in _traces(arm, arms[arm], i):
+    for i, name in enumerate(verdict.runs):
+        if name in arms and _values(arms[name]):
+            for trace in _traces(name, arms[name], i):
                 figure.add_scatter(**trace, legendgroup=str(i))
     log_x(figure, "learning rate", set(tuning["grid"]))
-    figure.update_yaxes(title=with_unit(findings.study.metric))
-    caption = "Means over the tuning seeds; each run a faint dot; the ring is what the arm was then trained with."
-    return replace(plot, caption=" ".join([caption, *said]), figure=figure)
+    figure.update_yaxes(title=METRICS[verdict.study.metric].titled)
+    caption = (
+        "Means over the tuning seeds; each run is a faint dot; the ring marks the rate that the arm was trained with."
+    )
+    return replace(plot, caption=" ".join([caption, *diverged]), figure=figure)
 
 
-def _values(found: dict[str, Any]) -> dict[float, list[float]]:
+def _values(tried: dict[str, Any]) -> dict[float, list[float]]:
     """Learning rate -> the values of the runs that did not diverge."""
-    values: dict[float, list[float]] = {}
-    for rate, _, value in sorted(found["points"], key=lambda point: point[0]):
+    values: dict[float, list[float]] = defaultdict(list)
+    for rate, _, value in sorted(tried["points"], key=lambda point: point[0]):
         if value is not None:
-            values.setdefault(rate, []).append(value)
+            values[rate].append(value)
     return values
 
 
-def _traces(arm: str, found: dict[str, Any], number: int) -> Iterable[dict[str, Any]]:
-    values, colour = _values(found), colour_of(number)
+def _traces(name: str, tried: dict[str, Any], number: int) -> Iterable[dict[str, Any]]:
+    values, colour = _values(tried), colour_of(number)
     runs = [(rate, value) for rate, each in values.items() for value in each if len(each) > 1]
     means = {rate: sum(each) / len(each) for rate, each in values.items()}
     yield {
@@ -52,21 +56,24 @@ def _traces(arm: str, found: dict[str, Any], number: int) -> Iterable[dict[str, 
     yield {
         "x": list(means),
         "y": list(means.values()),
-        "name": safe(brief(arm)),
-        "hovertext": [f"{safe(arm)}<br>learning rate {rate:g}<br>{level(mean)}" for rate, mean in means.items()],
+        "name": safe(brief(name)),
+        "hovertext": [
+            f"{safe(name)}<br>learning rate {setting(rate)}<br>{level(mean)}" for rate, mean in means.items()
+        ],
         "hoverinfo": "text",
         **line_of(number),
     }
-    if found["chosen"] in means:
+    if tried["chosen"] in means:
         ring = {"symbol": "circle-open", "size": 19, "color": colour, "line": {"width": 2.5}}
-        chosen = {"x": [found["chosen"]], "y": [means[found["chosen"]]]}
+        chosen = {"x": [tried["chosen"]], "y": [means[tried["chosen"]]]}
         yield {**chosen, "mode": "markers", "marker": ring, "hoverinfo": "skip", "showlegend": False}
 
 
-def _sentences(arm: str, found: dict[str, Any]) -> Iterable[str]:
-    tried: dict[float, list[bool]] = {}
-    for rate, _, value in found["points"]:
-        tried.setdefault(rate, []).append(value is None)
-    lost = [f"{sum(d)} of {len(d)} at {rate:g}" for rate, d in sorted(tried.items()) if any(d)]
+def _diverged(name: str, tried: dict[str, Any]) -> Iterable[str]:
+    """How many runs diverged at which rates."""
+    diverged: dict[float, list[bool]] = defaultdict(list)
+    for rate, _, value in tried["points"]:
+        diverged[rate].append(value is None)
+    lost = [f"{sum(each)} of {len(each)} at {setting(rate)}" for rate, each in sorted(diverged.items()) if any(each)]
     if lost:
-        yield f"{arm}: diverged, {', '.join(lost)}."
+        yield f"{name}: diverged, {', '.join(lost)}."

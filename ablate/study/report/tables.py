@@ -1,105 +1,128 @@
-"""The tables of a report: what each arm is and does, loss never alone, and what the tests say."""
+"""The tables of a report: what each arm is and does, what the tests say, and where the configurations differ."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from ablate.study.question import Study
+from ablate.errors import AblateError
+from ablate.metrics import METRICS
+from ablate.model.config import AXES, DecoderConfig, component, stretches
+from ablate.overrides import written
+from ablate.page.table import Cell, Column, filled
+from ablate.study.judge.contest import ArmRuns
+from ablate.study.judge.verdict import ArmVerdict, Verdict
 from ablate.study.records import RunRecord
-from ablate.study.report.findings import Findings, figure
-from ablate.study.report.words import effect_and_interval, level, p_value, signed, with_unit
-from ablate.words import duration, number, short, size
+from ablate.words import duration, estimate, level, number, p_value, percent, rounded, short, size
 
-# MDE: minimum detectable effect, which so many pairs would find four times in five after Holm.
 TESTS = ("verdict", "effect", "95% interval", "pairs", "p", "p, Holm", "p, sign flip", "p, equivalent", "MDE")
-METRICS = ("val/loss", "val/bpb", "val/accuracy")
 
 
-@dataclass(frozen=True)
-class Cell:
-    """The mean over the runs, and what it ranges over where they differ."""
-
-    text: str = ""
-    spread: str = ""
+# --- figures of each arm -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Column:
-    """counted: known of every run, finished or not; what was measured counts where the run finished."""
-
-    title: str
-    of: Callable[[RunRecord], float | None]
-    text: Callable[[float], str]
-    counted: bool = False
-
-    def cell(self, runs: list[RunRecord]) -> Cell:
-        runs = [run for run in runs if self.counted or run.finished]
-        values = [value for run in runs if (value := self.of(run)) is not None]
-        if not values:
-            return Cell()
-        low, high = self.text(min(values)), self.text(max(values))
-        return Cell(self.text(sum(values) / len(values)), "" if low == high else f"{low} – {high}")
+def arms_table(verdict: Verdict) -> tuple[list[str], dict[str, list[Cell]]]:
+    """The titles, and the cells of each arm by its name. Loss is never alone: size, cost and speed stand beside it."""
+    titles, rows = filled(_columns(verdict), verdict.runs.values())
+    return titles, dict(zip(verdict.runs, rows, strict=True))
 
 
-def table(findings: Findings) -> tuple[list[str], dict[str, list[Cell]]]:
-    """The titles, and the cells of each arm; a column that is empty for all is left out."""
-    columns = _columns(findings.study)
-    measured = {arm: [column.cell(findings.runs(arm)) for column in columns] for arm in findings.arms}
-    kept = [i for i in range(len(columns)) if any(cells[i].text for cells in measured.values())]
-    counts = {arm: _counts(findings.runs(arm), findings.study.metric) for arm in findings.arms}
-    shown = ["runs", "diverged", *(["unfinished"] if any(count["unfinished"] for count in counts.values()) else [])]
-    titles = [*shown, *(columns[i].title for i in kept)]
-    return titles, {
-        arm: [*(Cell(str(counts[arm][title])) for title in shown), *(cells[i] for i in kept)]
-        for arm, cells in measured.items()
-    }
-
-
-def _counts(runs: list[RunRecord], metric: str) -> dict[str, int]:
-    """A run whose metric is not finite has diverged, as it has for the verdict."""
-    logged = [run for run in runs if run.finished and metric in run.metrics]
-    diverged = sum(run.diverged for run in runs) + sum(run.metric(metric) is None for run in logged)
-    return {"runs": len(runs), "diverged": diverged, "unfinished": sum(not (r.finished or r.diverged) for r in runs)}
-
-
-def _columns(study: Study) -> list[Column]:
-    metrics = dict.fromkeys([study.metric, *METRICS])
+def _columns(verdict: Verdict) -> list[Column[ArmRuns]]:
+    metrics = dict.fromkeys([verdict.study.metric, *(row.name for row in METRICS.of_validation())])
+    unfinished = any(arm.unfinished for arm in verdict.runs.values())
     return [
-        *(Column(with_unit(name), _metric(name), level) for name in metrics),
+        Column("runs", lambda arm: Cell(str(len(arm.runs)))),
+        Column("diverged", lambda arm: Cell(str(arm.diverged))),
+        *([Column("unfinished", lambda arm: Cell(str(len(arm.unfinished))))] if unfinished else []),
+        *(_mean(METRICS[name].titled, _metric(name), level) for name in metrics),
         _counted("parameters", "budget.total", short),
         _counted("non-embedding", "budget.non_embedding", short),
         _counted("active", "budget.active", short),
         _counted("forward FLOPs a token", "budget.flops_per_token", short),
         _counted("cache bytes a token", "budget.kv_bytes_per_token", size),
-        Column("peak memory", _peak_memory, size),
+        _mean("peak memory", _peak_memory, size),
         _measured("training tokens/s", "speed.train_tokens_per_s", number),
-        _measured("MFU", "speed.train_mfu", lambda share: f"{share:.1%}"),
+        _measured("MFU", "speed.train_mfu", percent),
         _measured("generated tokens/s, cached", "speed.generation.cached_tokens_per_s", number),
         _measured("wall time a run", "wall_s", duration),
     ]
+
+
+def _mean(
+    title: str,
+    value: Callable[[RunRecord], float | None],
+    text: Callable[[float], str],
+    runs: Callable[[ArmRuns], list[RunRecord]] = lambda arm: arm.finished,
+) -> Column[ArmRuns]:
+    """The mean over the runs, and below it the least and the most, if their texts differ."""
+
+    def cell(arm: ArmRuns) -> Cell:
+        values = [known for run in runs(arm) if (known := value(run)) is not None]
+        if not values:
+            return Cell()
+        low, high = text(min(values)), text(max(values))
+        return Cell(text(sum(values) / len(values)), "" if low == high else f"{low} – {high}")
+
+    return Column(title, cell)
+
+
+def _measured(title: str, keys: str, text: Callable[[float], str]) -> Column[ArmRuns]:
+    """A figure of the finished runs."""
+    return _mean(title, lambda run: run.figure(keys), text)
+
+
+def _counted(title: str, keys: str, text: Callable[[float], str]) -> Column[ArmRuns]:
+    """A figure that every run knows, finished or not."""
+    return _mean(title, lambda run: run.figure(keys), text, runs=lambda arm: list(arm.runs.values()))
 
 
 def _metric(name: str) -> Callable[[RunRecord], float | None]:
     return lambda run: run.metric(name)
 
 
-def _counted(title: str, keys: str, text: Callable[[float], str]) -> Column:
-    return Column(title, lambda run: figure(run, keys), text, counted=True)
-
-
-def _measured(title: str, keys: str, text: Callable[[float], str]) -> Column:
-    return Column(title, lambda run: figure(run, keys), text)
-
-
 def _peak_memory(run: RunRecord) -> float | None:
-    """The device's on a GPU, else the process' own."""
-    on_gpu = figure(run, "memory.peak_cuda_bytes")
-    return figure(run, "memory.peak_rss_bytes") if on_gpu is None else on_gpu
+    """The GPU's memory, or else the process' own."""
+    on_gpu = run.figure("memory.peak_cuda_bytes")
+    return run.figure("memory.peak_rss_bytes") if on_gpu is None else on_gpu
 
 
-def tests_of(said: dict[str, Any]) -> list[str]:
-    """Of one arm's verdict, a text for each of TESTS; empty where there is none."""
-    effect, interval = effect_and_interval(said)
-    ps = [p_value(said[key]) for key in ("p", "p_holm", "p_sign_flip", "p_equivalent")]
-    mde = said["mde"]
-    return [said["verdict"], effect, interval, str(said["pairs"]), *ps, "" if mde is None else signed(mde).lstrip("+")]
+# --- the tests -------------------------------------------------------------------------------------------
+
+
+def tests_of(arm: ArmVerdict) -> list[str]:
+    """A text for each of TESTS; empty where there is no figure."""
+    statistics = arm.statistics
+    ps = [p_value(p) for p in (statistics.p, arm.p_holm, statistics.p_sign_flip, statistics.p_equivalent)]
+    mde = "" if statistics.mde is None else rounded(statistics.mde, statistics.mde)
+    return [arm.verdict, *estimate(statistics.effect, statistics.interval), str(statistics.pairs), *ps, mde]
+
+
+# --- configurations --------------------------------------------------------------------------------------
+
+
+def layer_rows(run: RunRecord) -> list[tuple[str, ...]] | str:
+    """Layers and the component of each axis, a row for each stretch of equal layers; or why there are none."""
+    if "model" not in run.config:
+        return "its configuration names no model"
+    try:
+        specs = DecoderConfig.from_dict(run.config["model"]).layers()
+    except (AblateError, TypeError, AttributeError) as error:
+        return f"its configuration cannot be built here: {str(error).splitlines()[0]}"
+    return stretches([tuple(component(spec[axis]) for axis in AXES) for spec in specs])
+
+
+def differences(verdict: Verdict) -> dict[str, dict[str, str]]:
+    """Key -> arm -> its value as text, for each key in which the first runs of the arms differ."""
+    first = {name: next(iter(arm.runs.values())) for name, arm in verdict.runs.items() if arm.runs}
+    flat = {name: _flat(run.settings) for name, run in first.items()}
+    keys = dict.fromkeys(key for values in flat.values() for key in values)
+    texts = {
+        key: {name: written(values[key]) if key in values else "–" for name, values in flat.items()} for key in keys
+    }
+    return {key: of_key for key, of_key in texts.items() if len(set(of_key.values())) > 1}
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`a.b.c` -> value; lists are values."""
+    flat = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
