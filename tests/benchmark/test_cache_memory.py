@@ -11,11 +11,11 @@ CONTEXTS = [128, 256, 512, 1024, 2048, 4096]
 
 
 def curves(model) -> dict[str, list[list[int]]]:
-    return {curve["name"]: curve["points"] for curve in cache_memory(model)}
+    return {curve.name: curve.points for curve in cache_memory(model)}
 
 
 def own(model) -> list[str]:
-    return [curve["name"] for curve in cache_memory(model) if curve["this"]]
+    return [curve.name for curve in cache_memory(model) if curve.this]
 
 
 def keys_and_values(kv_heads: int, kept: int) -> int:

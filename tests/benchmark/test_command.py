@@ -9,7 +9,7 @@ import pytest
 from training.harness import assert_refused, strict_json
 
 from ablate import budget, build
-from ablate.benchmark.generation.arm import names_model
+from ablate.benchmark.generation.command import first_of_model
 from ablate.benchmark.generation.limits import weight_bytes
 from ablate.data.tokenizer import Tokenizer
 from ablate.run import save_model
@@ -75,6 +75,7 @@ def test_the_json_is_as_the_page_reads_it(command, tmp_path):
     model = build("gqa_rope", SIZE)
     expected = {
         "task": "generation",
+        "format": 1,
         "label": "gqa_rope",
         "model": model.config.to_dict(),
         "budget": budget(model).to_dict(),
@@ -191,12 +192,12 @@ REFUSED = {
     "rounds=0": ("rounds=0", "at least 1"),
     "new_tokens=[]": ("new_tokens=[]", "new_tokens=[1,4]"),
     "new_tokens=[8,29]": ("prompt_tokens=4 and new_tokens=29 make 33", "model.context=32", "raise model.context"),
-    "precision=float8": ("precision=float8", "float32", "bfloat16"),
+    "precision=float8": ("precision='float8'", "float32", "bfloat16"),
     "batch_size=4": ("batch_size", "'batch'"),
     "optimizer=adamw": ("optimizer", "leave it out"),
     "model.kernel=varlen": ("model.kernel=varlen", "cuda"),
     "run=nowhere": ("nowhere", "no such folder"),
-    "out=occupied": ("out=occupied", "cannot be written"),
+    "out=occupied": ("out=occupied", "cannot be made"),
     "batch=1000000000": ("1000000000 x", "GiB"),
 }
 
@@ -210,8 +211,8 @@ def refuses(command, tmp_path, monkeypatch):
     def measure(*args):
         raise RuntimeError("measured")
 
-    monkeypatch.setattr("ablate.benchmark.command.measure_limits", measure)
-    monkeypatch.setattr("ablate.benchmark.command.measure", measure)
+    monkeypatch.setattr("ablate.benchmark.generation.command.measure_limits", measure)
+    monkeypatch.setattr("ablate.benchmark.generation.command.measure", measure)
 
     def check(words, *said):
         assert_refused(command("benchmark.py", *QUICK, *words), *said)
@@ -235,8 +236,8 @@ def test_a_run_has_a_model_of_its_own(refuses, run):
 
 @pytest.mark.parametrize("override", ["model=llama3", "model.dim=32", "++model.norm.eps=1", "model/attention=mha"])
 def test_overrides_of_the_model_are_known(override):
-    assert names_model(["rounds=1", override]) == override
-    assert names_model(["rounds=1", "modelling=1", "+x.model=2", "run=model"]) is None
+    assert first_of_model(["rounds=1", override]) == override
+    assert first_of_model(["rounds=1", "modelling=1", "+x.model=2", "run=model"]) is None
 
 
 def test_peers_are_for_llamas_kind(refuses):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ablate import AblateError
-from ablate.benchmark.generation.measure import Place
-from ablate.benchmark.generation.options import Options
+from ablate.benchmark.generation.command import Options
+from ablate.benchmark.generation.measure import Workload
 from ablate.compose import compose_config
 
 
@@ -22,7 +22,7 @@ def options(config, **changes) -> Options:
 
 def test_the_grid_is_the_product_of_its_lists(config):
     found = options(config, prompt_tokens=[4, 5], new_tokens=7, batch=[2, 1, 2])
-    assert found.places == [Place(2, 4, 7), Place(1, 4, 7), Place(2, 5, 7), Place(1, 5, 7)]
+    assert found.workloads == [Workload(2, 4, 7), Workload(1, 4, 7), Workload(2, 5, 7), Workload(1, 5, 7)]
 
 
 @pytest.mark.parametrize("precision", ["float32", "fp32", None])
@@ -69,7 +69,7 @@ def test_a_gpu_that_is_not_there(config):
         options(config, accelerator="gpu")
 
 
-def test_the_context_is_for_the_longest_place(config):
+def test_the_context_is_for_the_longest_workload(config):
     found = options(config, prompt_tokens=[4, 8], new_tokens=[1, 8])
     found.check_context(16, "lower them")
     with pytest.raises(AblateError, match=r"^prompt_tokens=8 and new_tokens=8 make 16, more than model.context=15: "):
