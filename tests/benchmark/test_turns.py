@@ -1,4 +1,4 @@
-"""The measurement with a clock of our own: who runs when, and what becomes of the seconds."""
+"""The measurement with a clock of our own: who runs when, and what is computed from the seconds."""
 
 from dataclasses import asdict
 
@@ -30,24 +30,24 @@ def scripted(name: str, whole: list[float], calls: list | None = None) -> Way:
 
 
 def test_contestants_take_turns_and_the_first_round_does_not_count():
-    said, order = [], []
+    announced, order = [], []
     contestants = [lambda name=name: order.append(name) or len(order) for name in "abc"]
-    assert take_turns(contestants, 2, lambda *turn: said.append(turn)) == [[4, 7], [5, 8], [6, 9]]
+    assert take_turns(contestants, 2, lambda *turn: announced.append(turn)) == [[4, 7], [5, 8], [6, 9]]
     assert order == list("abcabcabc")
-    assert said == [(number, turn) for number in range(3) for turn in range(3)]
+    assert announced == [(number, turn) for number in range(3) for turn in range(3)]
 
 
 def test_ways_take_turns_in_all_rounds_at_one_workload_before_the_next():
-    calls, said = [], []
+    calls, announced = [], []
     ways = [scripted(name, [5.0] * 9, calls) for name in ("cached", "uncached")]
-    measure(ways, WORKLOADS, 2, prompts, CPU, said.append)
+    measure(ways, WORKLOADS, 2, prompts, CPU, announced.append)
     expected = []
     for p in WORKLOADS:
         expected += 3 * [(way, p.batch, p.prompt_tokens, p.new_tokens) for way in ("cached", "uncached")]
     assert calls == expected
-    assert said[0] == "warming up: cached, batch 1, 3 + 5 tokens"
-    assert said[-1] == "round 2/2: uncached, batch 2, 3 + 1 tokens"
-    assert len(said) == len(calls)
+    assert announced[0] == "warming up: cached, batch 1, 3 + 5 tokens"
+    assert announced[-1] == "round 2/2: uncached, batch 2, 3 + 1 tokens"
+    assert len(announced) == len(calls)
 
 
 def test_figures_are_medians_with_their_spread():

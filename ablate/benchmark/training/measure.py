@@ -46,8 +46,8 @@ class Setting:
         return torch.device("cuda" if self.accelerator == "gpu" else "cpu")
 
     @cached_property
-    def flops_per_token(self) -> float:
-        """Training FLOPs of one token, with attention within the documents of the batch."""
+    def training_flops_per_token(self) -> float:
+        """Of one token of the batch, with attention within its documents alone."""
         pieces = pieces_of(self.batch["documents"].numpy())
         return budget(Decoder(self.config), pieces).training_flops_per_token
 
@@ -93,7 +93,7 @@ def ours(setting: Setting, precision: str, compile: bool) -> Contestant:
                 precision=precision,
                 max_steps=setting.steps + 2,  # see _Stopwatch.seconds
                 gradient_clip_val=1.0,
-                callbacks=[Throughput(setting.flops_per_token, 1.0), StopOnDivergence(), stopwatch],
+                callbacks=[Throughput(setting.training_flops_per_token, 1.0), StopOnDivergence(), stopwatch],
                 logger=[Curves(str(Path(folder) / "metrics.csv"))],
                 log_every_n_steps=1,
                 enable_checkpointing=False,
@@ -176,7 +176,7 @@ def with_rates(rows: list[dict[str, Any]], setting: Setting) -> list[dict[str, A
     rated = []
     for row in rows:
         tokens_per_s = tokens / row["step_ms"] * 1e3
-        mfu = tokens_per_s * setting.flops_per_token / peaks[row["precision"]]
+        mfu = tokens_per_s * setting.training_flops_per_token / peaks[row["precision"]]
         row = row | {"tokens_per_s": tokens_per_s, "mfu": mfu}
         if row["precision"] in peers:
             row["times_transformers"] = peers[row["precision"]] / row["step_ms"]
