@@ -48,9 +48,9 @@ from ablate.training.provenance import provenance
 from ablate.words import counted, number, size
 
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
-FOLDER = "results/benchmark"  # where nothing else is asked for
+FOLDER = "results/benchmark"  # for out=null, outside a sweep
 NOT_IN_LABEL = ("out", "task")  # overrides that a label leaves out
-VALUE_ONLY = ("model", "run")  # overrides of which a label shows the value alone
+VALUE_ONLY = ("model", "run")  # a label shows only the value of these overrides, not the key
 
 
 def benchmark_generation(config: DictConfig, hydra: HydraConf, words: list[str]) -> None:
@@ -59,12 +59,12 @@ def benchmark_generation(config: DictConfig, hydra: HydraConf, words: list[str])
     hydra: how Hydra composed the configuration. words: of the command line.
 
     Raises:
-        AblateError: a mistake of the user's, before anything is measured.
+        AblateError: the user made a mistake; nothing has been measured yet.
     """
     options, output = Options.of(config), Output.of(config, hydra, words)
     load_plugins(config.plugins)
     model = _model(config, options, list(hydra.overrides.task))
-    model.kernels(Place(options.device.type, options.dtype, gradient=False))  # raises where one cannot do it
+    model.kernels(Place(options.device.type, options.dtype, gradient=False))  # raises if model.kernel cannot run there
     for workload in options.workloads:
         check_memory(model, workload.batch, workload.length, use_cache=True)
     make_folder(output.folder, "out")

@@ -51,7 +51,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Point:
-    """One way at one workload. None: not measured, or without meaning here.
+    """One way at one workload. None: not measured, or not applicable.
 
     token_s: a step after the first token. tokens_per_s: new tokens of all rows over the whole time.
     peak_memory_bytes: on a GPU, above what was allocated before, which is the weights.

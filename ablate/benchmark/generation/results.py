@@ -17,12 +17,12 @@ from ablate.files import natural_order, write_json
 from ablate.registry import in_words
 
 FILE = "generation.json"
-FORMAT = 1  # raise it when a file of before cannot be read any more
+FORMAT = 1  # raise it when older files can no longer be read
 
 
 @dataclass(frozen=True)
 class Result:
-    """One model: what was measured, and under which conditions. The file has the same names.
+    """What was measured of one model, and under which conditions. `generation.json` has the same keys.
 
     label: names it in tables and plots. weight_bytes: of the weights that one token reads.
 
@@ -86,7 +86,7 @@ def read_results(folder: Path) -> list[Result]:
         except (AblateError, OSError, ValueError, KeyError, TypeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
             warn(
-                f"{file}: left out of the page, for it is no whole result of a generation benchmark ({reason}); "
+                f"{file}: not a complete result of a generation benchmark ({reason}): left out of the page; "
                 "remove it, or measure again"
             )
     if not results:

@@ -24,15 +24,15 @@ from ablate.training.provenance import provenance
 from ablate.training.quiet import quiet
 from ablate.words import number
 
-PEER_PRECISIONS = ("32-true", "bf16-mixed")  # that our bare loop around transformers can do
-PRECISIONS = (*PEER_PRECISIONS, "bf16-true", "16-mixed", "16-true", "64-true")  # Lightning's
+PEER_PRECISIONS = ("32-true", "bf16-mixed")  # supported by our bare loop around transformers
+PRECISIONS = (*PEER_PRECISIONS, "bf16-true", "16-mixed", "16-true", "64-true")  # supported by Lightning
 
 
 def benchmark_training(config: DictConfig) -> None:
     """Measures what `conf/task/training.yaml` and the overrides describe; prints a table, writes `training.json`.
 
     Raises:
-        AblateError: a mistake of the user's, before anything is measured.
+        AblateError: the user made a mistake.
     """
     quiet()
     load_plugins(config.plugins)
@@ -138,7 +138,7 @@ COLUMNS: list[Column[Row]] = [
 
 
 def _table(rows: list[Row]) -> Table:
-    """The fastest of each precision first."""
+    """Rows by precision, the fastest first."""
     titles, cells = filled(COLUMNS, sorted(rows, key=lambda row: (row["precision"], row["step_ms"])))
     table = Table(*titles)
     for row in cells:
