@@ -1,7 +1,6 @@
-"""Speed, measured: python benchmark.py run=runs/... or task=training"""
+"""Measures speed: python benchmark.py run=runs/..., python benchmark.py task=training"""
 
 import sys
-from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -11,12 +10,14 @@ from ablate.cli import entry_point
 
 @entry_point("benchmark")
 def main(config: DictConfig) -> None:
-    from ablate.benchmark.command import run_generation, run_training
-
     if config.task == "training":
-        run_training(config, Path(str(config.out)))
+        from ablate.benchmark.training.command import benchmark_training
+
+        benchmark_training(config)
     else:
-        run_generation(config, HydraConfig.get(), sys.argv[1:])
+        from ablate.benchmark.generation.command import benchmark_generation
+
+        benchmark_generation(config, HydraConfig.get(), sys.argv[1:])
 
 
 if __name__ == "__main__":

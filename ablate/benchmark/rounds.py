@@ -1,9 +1,11 @@
-"""Contestants take turns in one process, so that a slow spell of the machine falls on all of them."""
+"""Contestants take turns in one process, so that a slow spell of the machine slows all of them alike."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
 
@@ -11,15 +13,40 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
-EVERY_S = 5.0  # at most so often a line where there is no terminal
+EVERY_S = 5.0  # seconds between two lines of progress where there is no terminal, at least
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A time or a rate over the rounds.
+
+    Raises:
+        ValueError: not 0 < min <= median <= max, or one of them is not finite.
+    """
+
+    median: float
+    min: float
+    max: float
+
+    def __post_init__(self):
+        if not 0 < self.min <= self.median <= self.max < math.inf:
+            raise ValueError(f"median {self.median}, min {self.min}, max {self.max}")
+
+    def scaled(self, factor: float) -> "Measured":
+        return Measured(self.median * factor, self.min * factor, self.max * factor)
+
+
+def over_rounds(values: Sequence[float]) -> Measured:
+    return Measured(statistics.median(values), min(values), max(values))
 
 
 def take_turns(
     contestants: Sequence[Callable[[], T]], rounds: int, announce: Callable[[int, int], None]
 ) -> list[list[T]]:
-    """What each contestant returned in `rounds` rounds, after one that does not count (compilation, caches).
+    """Calls each contestant once a round; returns, for each, its results of `rounds` rounds.
 
-    announce: is told the round, 0 for the one that does not count, and whose turn it is.
+    A round before these warms up (compilation, caches), and its results are thrown away.
+    announce: called before each turn with the number of the round, 0 for the warm-up, and the contestant's index.
     """
     results: list[list[T]] = [[] for _ in contestants]
     for number in range(rounds + 1):
@@ -35,13 +62,12 @@ def name_of_round(number: int, rounds: int) -> str:
     return f"round {number}/{rounds}" if number else "warming up"
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
 @contextmanager
 def progress(total: int, console: Console) -> Iterator[Callable[[str], None]]:
-    """Gives a function that says which of `total` turns begins: on a terminal a bar, elsewhere a line at times."""
+    """Gives a function to call, with a text, as each of `total` turns begins.
+
+    It moves a bar on a terminal; elsewhere it prints a line, at most one every `EVERY_S` seconds.
+    """
     if not console.is_terminal:
         yield _Lines(console, total)
         return
@@ -52,7 +78,7 @@ def progress(total: int, console: Console) -> Iterator[Callable[[str], None]]:
         TimeRemainingColumn(),
     )
     begun = count()
-    # Drawn between turns alone: a thread that draws would take its time from whoever is being measured.
+    # Without auto_refresh no thread draws the bar during a turn, which would slow what is being timed.
     with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=total)
         yield lambda text: bar.update(task, description=text, completed=next(begun), refresh=True)

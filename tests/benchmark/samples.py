@@ -53,6 +53,7 @@ def sample(
         points += here
     return {
         "task": "generation",
+        "format": 1,
         "label": label,
         "model": {"dim": 512, "depth": DEPTH, "heads": HEADS, "context": 512, "attention": {"name": label}},
         "budget": {

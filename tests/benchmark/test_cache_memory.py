@@ -11,11 +11,11 @@ CONTEXTS = [128, 256, 512, 1024, 2048, 4096]
 
 
 def curves(model) -> dict[str, list[list[int]]]:
-    return {curve["name"]: curve["points"] for curve in cache_memory(model)}
+    return {curve.name: curve.points for curve in cache_memory(model)}
 
 
 def own(model) -> list[str]:
-    return [curve["name"] for curve in cache_memory(model) if curve["this"]]
+    return [curve.name for curve in cache_memory(model) if curve.this]
 
 
 def keys_and_values(kv_heads: int, kept: int) -> int:
@@ -67,17 +67,18 @@ def test_a_window_and_heads_that_the_model_has_are_kept():
     }
 
 
-def test_attention_of_somebody_elses_does_not_break_it(monkeypatch):
+def test_attention_from_a_plug_in_has_its_curve():
     class Mine(MultiHead):
         """Without options of its own."""
 
         def __init__(self, given):
             super().__init__(given, head_dim=6)
 
-    monkeypatch.setitem(AXES["attention"]._components, "mine", Mine)
-    model = tiny(attention="mine")
-    assert own(model) == ["mha"]
-    assert curves(model)["mha"] == [[n, 2 * 2 * 4 * 6 * n * 4] for n in CONTEXTS]
+    with AXES["attention"].scoped():
+        AXES["attention"].register("mine")(Mine)
+        model = tiny(attention="mine")
+        assert own(model) == ["mha"]
+        assert curves(model)["mha"] == [[n, 2 * 2 * 4 * 6 * n * 4] for n in CONTEXTS]
 
 
 def test_what_does_not_compose_is_left_out(monkeypatch):

@@ -1,4 +1,4 @@
-"""benchmark.py: what it writes, what a sweep leaves, what it refuses and how it says so."""
+"""benchmark.py: what it writes, what a sweep writes, and what it refuses in one line."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ import pytest
 from training.harness import assert_refused, strict_json
 
 from ablate import budget, build
-from ablate.benchmark.generation.arm import names_model
+from ablate.benchmark.generation.command import first_of_model
 from ablate.benchmark.generation.limits import weight_bytes
 from ablate.data.tokenizer import Tokenizer
 from ablate.run import save_model
@@ -21,7 +21,7 @@ FIGURES = ["first_token_s", "token_s", "tokens_per_s"]
 
 @pytest.fixture(autouse=True)
 def pages(monkeypatch) -> list:
-    """Where a page was written, and which arms were there by then."""
+    """The folders in which a page was written, each with the jobs that had results there by then."""
     written = []
 
     def write_page(folder):
@@ -51,9 +51,9 @@ def measured(command, tmp_path, *words):
 
 def test_it_measures_a_grid_with_and_without_the_cache(command, tmp_path, pages):
     words = ["prompt_tokens=[4,6]", "new_tokens=[1,5]", "batch=[1,3]", "rounds=2"]
-    found, outcome = measured(command, tmp_path, *SIZE, *words)
+    data, outcome = measured(command, tmp_path, *SIZE, *words)
     grid = itertools.product([4, 6], [1, 5], [1, 3], ["cached", "uncached"])
-    points = found["points"]
+    points = data["points"]
     assert [(p["prompt_tokens"], p["new_tokens"], p["batch"], p["way"]) for p in points] == list(grid)
     for point in points:
         for key in FIGURES:
@@ -71,10 +71,11 @@ def test_it_measures_a_grid_with_and_without_the_cache(command, tmp_path, pages)
 
 
 def test_the_json_is_as_the_page_reads_it(command, tmp_path):
-    found, _ = measured(command, tmp_path, *SIZE)
+    data, _ = measured(command, tmp_path, *SIZE)
     model = build("gqa_rope", SIZE)
     expected = {
         "task": "generation",
+        "format": 1,
         "label": "gqa_rope",
         "model": model.config.to_dict(),
         "budget": budget(model).to_dict(),
@@ -86,25 +87,25 @@ def test_the_json_is_as_the_page_reads_it(command, tmp_path):
         "compile": False,
         "rounds": 1,
     }
-    assert {key: found[key] for key in expected} == expected
-    assert found.keys() - expected.keys() == {
+    assert {key: data[key] for key in expected} == expected
+    assert data.keys() - expected.keys() == {
         *("limits", "points", "cache_memory"),
         *("command", "versions", "machine", "git"),
     }
-    assert found["limits"].keys() == {"bandwidth_bytes_per_s", "flops_per_s"}
-    assert found["limits"]["flops_per_s"] == 1e11
-    assert found["points"][0].keys() == {
+    assert data["limits"].keys() == {"bandwidth_bytes_per_s", "flops_per_s"}
+    assert data["limits"]["flops_per_s"] == 1e11
+    assert data["points"][0].keys() == {
         *("way", "batch", "prompt_tokens", "new_tokens", *FIGURES, "peak_memory_bytes", "cache_bytes"),
         *("limit_token_s", "fraction_of_limit", "speedup", "times_peer"),
     }
-    assert [curve["name"] for curve in found["cache_memory"]][:3] == ["mha", "gqa (2 kv heads)", "mqa"]
-    assert found["cache_memory"][0].keys() == {"name", "this", "points"}
+    assert [curve["name"] for curve in data["cache_memory"]][:3] == ["mha", "gqa (2 kv heads)", "mqa"]
+    assert data["cache_memory"][0].keys() == {"name", "this", "points"}
 
 
 def test_peers_take_part(command, tmp_path):
     pytest.importorskip("transformers")
-    found, _ = measured(command, tmp_path, *SIZE, "peers=true")
-    points = {point["way"]: point for point in found["points"]}
+    data, _ = measured(command, tmp_path, *SIZE, "peers=true")
+    points = {point["way"]: point for point in data["points"]}
     theirs = [f"transformers, {cache} cache" for cache in ("dynamic", "static", "no")]
     assert list(points) == ["cached", "uncached", *theirs]
     for way in theirs:
@@ -115,13 +116,13 @@ def test_peers_take_part(command, tmp_path):
 
 
 def test_in_bfloat16_every_byte_is_half(command, tmp_path):
-    found, _ = measured(command, tmp_path, *SIZE, "uncached=false", "precision=bf16")
+    data, _ = measured(command, tmp_path, *SIZE, "uncached=false", "precision=bf16")
     model = build("gqa_rope", SIZE)
-    assert found["precision"] == "bfloat16"
-    assert [point["way"] for point in found["points"]] == ["cached"]
-    assert found["weight_bytes"] == weight_bytes(model, 1) / 2
-    assert found["points"][0]["cache_bytes"] == model.cache_bytes(6) / 2
-    assert found["budget"]["kv_bytes_per_token"] == budget(model).kv_bytes_per_token / 2
+    assert data["precision"] == "bfloat16"
+    assert [point["way"] for point in data["points"]] == ["cached"]
+    assert data["weight_bytes"] == weight_bytes(model, 1) / 2
+    assert data["points"][0]["cache_bytes"] == model.cache_bytes(6) / 2
+    assert data["budget"]["kv_bytes_per_token"] == budget(model).kv_bytes_per_token / 2
 
 
 def test_only_the_steps_with_the_cache_are_compiled(command, tmp_path, monkeypatch):
@@ -132,26 +133,26 @@ def test_only_the_steps_with_the_cache_are_compiled(command, tmp_path, monkeypat
         return 1.0, 2.0
 
     monkeypatch.setattr("ablate.benchmark.generation.measure.time_greedy", seconds)
-    found, _ = measured(command, tmp_path, *SIZE, "compile=true")
-    assert found["compile"] is True
+    data, _ = measured(command, tmp_path, *SIZE, "compile=true")
+    assert data["compile"] is True
     assert set(asked) == {(True, True), (False, False)}
 
 
 def test_a_run_is_measured_with_its_own_model(command, tmp_path, run):
-    found, outcome = measured(command, tmp_path, f"run='{run}'")
-    assert found["label"] == "one run" and "one run: float32" in outcome.out
-    assert found["model"]["attention"]["name"] == "mqa"
+    data, outcome = measured(command, tmp_path, f"run='{run}'")
+    assert data["label"] == "one run" and "one run: float32" in outcome.out
+    assert data["model"]["attention"]["name"] == "mqa"
 
 
 def test_the_jobs_of_a_sweep_share_a_folder(command, tmp_path, pages):
     words = [*SIZE, *QUICK, "model/attention=mha,gqa,mqa", f"out={tmp_path}"]
     outcome = command("benchmark.py", "-m", *words)
     assert outcome.status == 0, outcome.err
-    arms = ["attention=gqa", "attention=mha", "attention=mqa"]
-    found = {path.parent.name: strict_json(path) for path in tmp_path.rglob("*.json")}
-    assert {name: arm["label"] for name, arm in found.items()} == {arm: arm for arm in arms}
-    assert [found[arm]["model"]["attention"]["name"] for arm in arms] == ["gqa", "mha", "mqa"]
-    assert pages == [(tmp_path, [arms[1]]), (tmp_path, arms[:2]), (tmp_path, arms)]
+    jobs = ["attention=gqa", "attention=mha", "attention=mqa"]
+    data = {path.parent.name: strict_json(path) for path in tmp_path.rglob("*.json")}
+    assert {name: job["label"] for name, job in data.items()} == {job: job for job in jobs}
+    assert [data[job]["model"]["attention"]["name"] for job in jobs] == ["gqa", "mha", "mqa"]
+    assert pages == [(tmp_path, [jobs[1]]), (tmp_path, jobs[:2]), (tmp_path, jobs)]
 
 
 def test_a_sweep_without_out_gets_a_folder_of_its_own(command, tmp_path, pages, monkeypatch):
@@ -166,7 +167,7 @@ def test_a_sweep_without_out_gets_a_folder_of_its_own(command, tmp_path, pages, 
     assert [path.parent.name for path in files] == [name.replace(" ", "_") for name in names]
 
 
-def test_arms_that_share_the_letters_of_their_names_share_no_folder(command, tmp_path):
+def test_jobs_whose_labels_differ_in_punctuation_alone_share_no_folder(command, tmp_path):
     outcome = command("benchmark.py", "-m", *SIZE, *QUICK, "new_tokens=[1,2],[2,1]", f"out={tmp_path}")
     assert outcome.status == 0, outcome.err
     assert sorted(path.parent.name for path in tmp_path.rglob("*.json")) == [
@@ -191,37 +192,37 @@ REFUSED = {
     "rounds=0": ("rounds=0", "at least 1"),
     "new_tokens=[]": ("new_tokens=[]", "new_tokens=[1,4]"),
     "new_tokens=[8,29]": ("prompt_tokens=4 and new_tokens=29 make 33", "model.context=32", "raise model.context"),
-    "precision=float8": ("precision=float8", "float32", "bfloat16"),
+    "precision=float8": ("precision='float8'", "float32", "bfloat16"),
     "batch_size=4": ("batch_size", "'batch'"),
     "optimizer=adamw": ("optimizer", "leave it out"),
     "model.kernel=varlen": ("model.kernel=varlen", "cuda"),
     "run=nowhere": ("nowhere", "no such folder"),
-    "out=occupied": ("out=occupied", "cannot be written"),
+    "out=occupied": ("out=occupied", "cannot be made"),
     "batch=1000000000": ("1000000000 x", "GiB"),
 }
 
 
 @pytest.fixture
 def refuses(command, tmp_path, monkeypatch):
-    """Refused before anything is measured or written."""
+    """Refused before anything is measured or written: refuses(overrides, *parts of the message)."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "occupied").write_text("")
 
     def measure(*args):
         raise RuntimeError("measured")
 
-    monkeypatch.setattr("ablate.benchmark.command.measure_limits", measure)
-    monkeypatch.setattr("ablate.benchmark.command.measure", measure)
+    monkeypatch.setattr("ablate.benchmark.generation.command.measure_limits", measure)
+    monkeypatch.setattr("ablate.benchmark.generation.command.measure", measure)
 
-    def check(words, *said):
-        assert_refused(command("benchmark.py", *QUICK, *words), *said)
+    def check(words, *parts):
+        assert_refused(command("benchmark.py", *QUICK, *words), *parts)
         assert not (tmp_path / "results").exists()
 
     return check
 
 
 @pytest.mark.parametrize("override", REFUSED)
-def test_what_cannot_be_is_refused_in_one_line(refuses, override):
+def test_mistakes_are_refused_in_one_line(refuses, override):
     size = [] if override.startswith("run=") else SIZE
     refuses([*size, override], *REFUSED[override])
 
@@ -235,8 +236,8 @@ def test_a_run_has_a_model_of_its_own(refuses, run):
 
 @pytest.mark.parametrize("override", ["model=llama3", "model.dim=32", "++model.norm.eps=1", "model/attention=mha"])
 def test_overrides_of_the_model_are_known(override):
-    assert names_model(["rounds=1", override]) == override
-    assert names_model(["rounds=1", "modelling=1", "+x.model=2", "run=model"]) is None
+    assert first_of_model(["rounds=1", override]) == override
+    assert first_of_model(["rounds=1", "modelling=1", "+x.model=2", "run=model"]) is None
 
 
 def test_peers_are_for_llamas_kind(refuses):
@@ -249,6 +250,21 @@ def test_training_refuses_what_it_does_not_know(command):
     assert_refused(command("benchmark.py", "task=training", "accelerator=tpu"), "error: accelerator=tpu")
 
 
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("steps=0", ["steps=0", "at least 1"]),
+        ("precisions=[32-true,fp8]", ["precisions='fp8'", "bf16-mixed"]),
+        ("out=occupied", ["out=occupied", "cannot be made"]),
+    ],
+)
+def test_mistakes_in_options_of_training_are_refused_in_one_line(command, tmp_path, monkeypatch, override, parts):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "occupied").write_text("")
+    assert_refused(command("benchmark.py", "task=training", *SIZE, override), *parts)
+    assert [path.name for path in tmp_path.iterdir()] == ["occupied"]
+
+
 def test_training_is_for_llamas_kind_too(command):
     pytest.importorskip("transformers")
     outcome = command("benchmark.py", "task=training", "peers=true", "model/pattern=local")
@@ -257,8 +273,8 @@ def test_training_is_for_llamas_kind_too(command):
 
 @pytest.mark.gpu
 def test_on_a_gpu_memory_is_measured_too(command, tmp_path):
-    found, outcome = measured(command, tmp_path, *SIZE, "accelerator=gpu", "precision=null", "peers=true")
-    assert found["device"] == "cuda" and found["gpu"] in outcome.out and "peak" in outcome.out
-    assert len(found["points"]) == 5
-    for point in found["points"]:
+    data, outcome = measured(command, tmp_path, *SIZE, "accelerator=gpu", "precision=null", "peers=true")
+    assert data["device"] == "cuda" and data["gpu"] in outcome.out and "peak" in outcome.out
+    assert len(data["points"]) == 5
+    for point in data["points"]:
         assert point["peak_memory_bytes"] >= (point["cache_bytes"] or 1)

@@ -147,8 +147,8 @@ def test_rates_are_measured_within_the_memory_that_is_there(monkeypatch):
     monkeypatch.setattr(limits.torch, "ones", lambda size, **options: sizes.append(size) or ones(size, **options))
     assert read_bandwidth(torch.device("cpu")) > 0
     assert sizes == [2**13 // 4]
-    found = measure_limits(torch.device("cpu"), torch.float32)
-    assert found.bandwidth_bytes_per_s > 0 and found.flops_per_s == 1e11
+    measured = measure_limits(torch.device("cpu"), torch.float32)
+    assert measured.bandwidth_bytes_per_s > 0 and measured.flops_per_s == 1e11
 
 
 def test_the_better_of_two_measurements_counts():

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ablate import AblateError, build
-from ablate.benchmark import peers
-from ablate.benchmark.peers import check_peer, llama_with_weights_of, peer_ways, time_generate
+from ablate.benchmark.generation import peers
+from ablate.benchmark.generation.peers import llama_with_weights_of, peer_ways, time_generate
+from ablate.benchmark.peers import check_peer
 from ablate.generation import generate_tokens
 
 pytest.importorskip("transformers")
@@ -75,9 +76,9 @@ def test_three_ways_of_theirs(capfd):
         "transformers, no cache",
     ]
     for way in ways:
-        first, whole = way.seconds([[1, 2, 3], [4, 5, 6]], 2)
+        first, whole = way.time([[1, 2, 3], [4, 5, 6]], 2)
         assert 0 < first < whole
-        assert way.seconds([[1, 2, 3]], 1)[0] > 0
+        assert way.time([[1, 2, 3]], 1)[0] > 0
     assert capfd.readouterr() == ("", "")  # no warnings of theirs
 
 
@@ -110,7 +111,7 @@ def test_another_model_with_the_same_weights_is_found_out(override, monkeypatch)
     """Should an option of ours pass `check_peer` that theirs does not know."""
     model, other = stirred("llama3", [override]), build("llama3", SIZE).config
     monkeypatch.setattr(peers, "llama", lambda config, seed, original=peers.llama: original(other, seed))
-    with pytest.raises(AblateError, match=r"^peers=true: transformers' Llama says something else"):
+    with pytest.raises(AblateError, match=r"^peers=true: transformers' Llama gives other logits"):
         llama_with_weights_of(model)
 
 

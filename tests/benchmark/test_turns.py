@@ -1,18 +1,20 @@
-"""The measurement with a clock of our own: who runs when, and what becomes of the seconds."""
+"""The measurement with a clock of our own: who runs when, and what is computed from the seconds."""
+
+from dataclasses import asdict
 
 import pytest
 import torch
 from rich.console import Console
 
-from ablate.benchmark.generation.measure import Place, Way, add_ratios, measure, random_prompts
-from ablate.benchmark.rounds import progress, spread, take_turns
+from ablate.benchmark.generation.measure import Way, Workload, measure, random_prompts, with_ratios
+from ablate.benchmark.rounds import Measured, over_rounds, progress, take_turns
 
 CPU = torch.device("cpu")
-PLACES = [Place(1, 3, 5), Place(2, 3, 5), Place(2, 3, 1)]
+WORKLOADS = [Workload(1, 3, 5), Workload(2, 3, 5), Workload(2, 3, 1)]
 
 
-def prompts(place: Place) -> list[list[int]]:
-    return random_prompts(place, 31, seed=3)
+def prompts(workload: Workload) -> list[list[int]]:
+    return random_prompts(workload, 31, seed=3)
 
 
 def scripted(name: str, whole: list[float], calls: list | None = None) -> Way:
@@ -28,30 +30,30 @@ def scripted(name: str, whole: list[float], calls: list | None = None) -> Way:
 
 
 def test_contestants_take_turns_and_the_first_round_does_not_count():
-    said, order = [], []
+    announced, order = [], []
     contestants = [lambda name=name: order.append(name) or len(order) for name in "abc"]
-    assert take_turns(contestants, 2, lambda *turn: said.append(turn)) == [[4, 7], [5, 8], [6, 9]]
+    assert take_turns(contestants, 2, lambda *turn: announced.append(turn)) == [[4, 7], [5, 8], [6, 9]]
     assert order == list("abcabcabc")
-    assert said == [(number, turn) for number in range(3) for turn in range(3)]
+    assert announced == [(number, turn) for number in range(3) for turn in range(3)]
 
 
-def test_ways_take_turns_in_all_rounds_at_one_place_before_the_next():
-    calls, said = [], []
+def test_ways_take_turns_in_all_rounds_at_one_workload_before_the_next():
+    calls, announced = [], []
     ways = [scripted(name, [5.0] * 9, calls) for name in ("cached", "uncached")]
-    measure(ways, PLACES, 2, prompts, CPU, said.append)
+    measure(ways, WORKLOADS, 2, prompts, CPU, announced.append)
     expected = []
-    for p in PLACES:
+    for p in WORKLOADS:
         expected += 3 * [(way, p.batch, p.prompt_tokens, p.new_tokens) for way in ("cached", "uncached")]
     assert calls == expected
-    assert said[0] == "warming up: cached, batch 1, 3 + 5 tokens"
-    assert said[-1] == "round 2/2: uncached, batch 2, 3 + 1 tokens"
-    assert len(said) == len(calls)
+    assert announced[0] == "warming up: cached, batch 1, 3 + 5 tokens"
+    assert announced[-1] == "round 2/2: uncached, batch 2, 3 + 1 tokens"
+    assert len(announced) == len(calls)
 
 
 def test_figures_are_medians_with_their_spread():
     way = scripted("cached", [99.0, 5.0, 9.0, 3.0])
-    (row,) = measure([way], PLACES[1:2], 3, prompts, CPU, lambda text: None)
-    assert row == {
+    (point,) = measure([way], WORKLOADS[1:2], 3, prompts, CPU, lambda text: None)
+    assert asdict(point) == {
         "way": "cached",
         "batch": 2,
         "prompt_tokens": 3,
@@ -60,38 +62,43 @@ def test_figures_are_medians_with_their_spread():
         "token_s": {"median": 1.0, "min": 0.5, "max": 2.0},  # four steps after the first token
         "tokens_per_s": {"median": 2.0, "min": 10 / 9, "max": 10 / 3},
         "peak_memory_bytes": None,
+        "cache_bytes": None,
+        "limit_token_s": None,
+        "fraction_of_limit": None,
+        "speedup": None,
+        "times_peer": None,
     }
 
 
 def test_one_new_token_has_no_step_after_it():
-    (row,) = measure([scripted("cached", [1.0] * 2)], PLACES[2:], 1, prompts, CPU, lambda text: None)
-    assert row["token_s"] is None and row["tokens_per_s"]["median"] == 2.0
+    (point,) = measure([scripted("cached", [1.0] * 2)], WORKLOADS[2:], 1, prompts, CPU, lambda text: None)
+    assert point.token_s is None and point.tokens_per_s.median == 2.0
 
 
-def test_ratios_are_those_of_one_place():
+def test_ratios_are_those_of_one_workload():
     whole = {"cached": 2.0, "uncached": 8.0, "theirs": 5.0, "theirs, slow": 50.0}
     ways = [scripted(name, [seconds] * 2 + [3 * seconds] * 2) for name, seconds in whole.items()]
-    rows = measure(ways, PLACES[:1], 1, prompts, CPU, lambda text: None)
-    rows += measure(ways, PLACES[1:2], 1, prompts, CPU, lambda text: None)
-    add_ratios(rows)
-    for row in rows:
-        cached = row["way"] == "cached"
-        assert row["speedup"] == (pytest.approx(4.0) if cached else None)
-        assert row["times_peer"] == (pytest.approx(2.5) if cached else None)
-    alone = [row for row in rows if row["way"] == "cached"]
-    add_ratios(alone)
-    assert all(row["speedup"] is None and row["times_peer"] is None for row in alone)
+    points = measure(ways, WORKLOADS[:1], 1, prompts, CPU, lambda text: None)
+    points += measure(ways, WORKLOADS[1:2], 1, prompts, CPU, lambda text: None)
+    points = with_ratios(points)
+    assert [point.way for point in points] == 2 * list(whole)
+    for point in points:
+        cached = point.way == "cached"
+        assert point.speedup == (pytest.approx(4.0) if cached else None)
+        assert point.times_peer == (pytest.approx(2.5) if cached else None)
+    alone = with_ratios([point for point in points if point.way == "cached"])
+    assert all(point.speedup is None and point.times_peer is None for point in alone)
 
 
-def test_prompts_depend_on_the_seed_and_the_place():
-    rows = random_prompts(Place(2, 40, 5), 31, seed=3)
+def test_prompts_depend_on_the_seed_and_the_workload():
+    rows = random_prompts(Workload(2, 40, 5), 31, seed=3)
     assert [len(row) for row in rows] == [40, 40] and rows[0] != rows[1]
     assert all(isinstance(id, int) and 0 <= id < 31 for row in rows for id in row)
-    assert random_prompts(Place(2, 40, 9), 31, seed=3) == rows != random_prompts(Place(2, 40, 5), 31, seed=4)
+    assert random_prompts(Workload(2, 40, 9), 31, seed=3) == rows != random_prompts(Workload(2, 40, 5), 31, seed=4)
 
 
-def test_spread():
-    assert spread([3.0, 1.0, 2.0, 10.0]) == {"median": 2.5, "min": 1.0, "max": 10.0}
+def test_over_rounds():
+    assert over_rounds([3.0, 1.0, 2.0, 10.0]) == Measured(median=2.5, min=1.0, max=10.0)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -1,7 +1,7 @@
-"""How many bytes the KV cache of one text takes as it grows: of a model, and of its twins with other attention."""
+"""Bytes of the KV cache against the length of a text: for a model, and for the same model with other attention."""
 
 import dataclasses
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -9,33 +9,53 @@ from ablate.errors import AblateError
 from ablate.model.config import DecoderConfig
 from ablate.model.decoder import Decoder
 
-FIRST, LEAST_LAST = 128, 4096  # contexts: from the first on, doubled, up to the model's own but at least to the last
-WINDOW = 128  # of the local twin of a model that has none
+SHORTEST = 128  # tokens: the first context of a curve; each further one is twice as long
+LONGEST = 4096  # tokens: the last context of a curve, unless the model's own is longer
+WINDOW = 128  # tokens: of the local variant of a model that has no window
 
 
-def cache_memory(model: Decoder) -> list[dict[str, Any]]:
-    """Curves of bytes in the model's dtype over the context, counted from the shapes of its cache.
+@dataclass(frozen=True)
+class CacheCurve:
+    """The cache of one text with one choice of attention and pattern.
 
-    `mha`, `gqa` and `mqa` under the full pattern, `gqa` with a local window, and the model itself if it is none of
-    these. Twins that the model's other parts do not allow are left out.
+    this: whether the choice is the model's own. points: context in tokens, and the bytes that its cache takes.
+
+    Raises:
+        ValueError: a point is not two positive numbers.
     """
-    dtype, curves, seen = model.embedding.weight.dtype, [], []
+
+    name: str
+    this: bool
+    points: list[list[int]]
+
+    def __post_init__(self):
+        if not all(context > 0 and nbytes > 0 for context, nbytes in self.points):
+            raise ValueError(f"an empty cache in the curve of {self.name}")
+
+
+def cache_memory(model: Decoder) -> list[CacheCurve]:
+    """Curves in the model's dtype, counted from the shapes of its cache: nothing is run.
+
+    One each for `mha`, `gqa` and `mqa` with the full pattern and for `gqa` with a local window, where the model's
+    other parts allow it, and one for the model itself if it is none of these.
+    """
+    dtype, curves, counted = model.embedding.weight.dtype, [], []
     for name, config in _variants(model):
         try:
             with torch.device("meta"):
-                twin = Decoder(config).to(dtype)
+                variant = Decoder(config).to(dtype)
         except AblateError:
             continue
-        if _kept(twin) not in seen:
-            seen.append(_kept(twin))
-            curves.append({"name": name, "this": _kept(twin) == _kept(model), "points": _points(twin)})
-    if _kept(model) not in seen:
-        curves.append({"name": "this model", "this": True, "points": _points(model)})
+        if _cached(variant) not in counted:
+            counted.append(_cached(variant))
+            curves.append(CacheCurve(name, _cached(variant) == _cached(model), _points(variant)))
+    if _cached(model) not in counted:
+        curves.append(CacheCurve("this model", True, _points(model)))
     return curves
 
 
 def _variants(model: Decoder) -> list[tuple[str, DecoderConfig]]:
-    """Names and configurations of the twins."""
+    """Names and configurations of the model with other attention and patterns."""
     config, head_dim = model.config, model.blocks[0].attention.head_dim
     layer = config.layers()[0]
     kv_heads = layer["attention"].get("kv_heads") or max(2, config.heads // 4)
@@ -55,8 +75,8 @@ def _variants(model: Decoder) -> list[tuple[str, DecoderConfig]]:
     ]
 
 
-def _kept(model: Decoder) -> list[tuple]:
-    """All that the cache depends on, layer by layer."""
+def _cached(model: Decoder) -> list[tuple]:
+    """What the size of the cache depends on, layer by layer."""
     return [
         (block.attention.kv_heads, block.attention.head_dim, layer.pattern)
         for block, layer in zip(model.blocks, model.layers, strict=True)
@@ -64,8 +84,8 @@ def _kept(model: Decoder) -> list[tuple]:
 
 
 def _points(model: Decoder) -> list[list[int]]:
-    last, context, points = max(model.config.context, LEAST_LAST), FIRST, []
-    while context <= last:
+    longest, context, points = max(model.config.context, LONGEST), SHORTEST, []
+    while context <= longest:
         points.append([context, model.cache_bytes(context)])
         context *= 2
     return points

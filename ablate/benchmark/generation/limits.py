@@ -1,7 +1,8 @@
-"""The least time that a step of decoding can take: bytes over memory bandwidth, FLOPs over the rate of matrix products.
+"""The least time that a step of decoding can take: bytes over memory bandwidth, or FLOPs over the rate of matrix
+products, whichever is longer (the roofline model: Williams, Waterman and Patterson 2009).
 
-A step reads every weight that its tokens pass through once, and the keys and values that its rows hold. Both rates
-are measured here and now, so that the limit is this machine's and not a data sheet's.
+A step reads each weight that its tokens use once, and the keys and values in the cache. Both rates are measured when
+the benchmark runs: the limit is that of this machine, not of a data sheet.
 """
 
 import statistics
@@ -16,22 +17,23 @@ from ablate.hardware import measured_flops
 from ablate.model.decoder import Decoder
 from ablate.model.memory import machine_memory
 
-PASSES = 8  # over the buffer whose reading is timed; the best counts
-BUFFER = {"cpu": 2**29, "cuda": 2**32}  # bytes: many times what caches hold
+PASSES = 8  # timed readings of the buffer; the fastest counts
+BUFFER = {"cpu": 2**29, "cuda": 2**32}  # bytes: many times the size of a processor's caches
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the machine can do at most, as measured."""
+    """The measured rates of the machine."""
 
     bandwidth_bytes_per_s: float
     flops_per_s: float
 
     def seconds(self, nbytes: float, flops: float) -> float:
+        """The least time to read so many bytes and compute so many FLOPs, both at once."""
         return max(nbytes / self.bandwidth_bytes_per_s, flops / self.flops_per_s)
 
     def or_better(self, other: "Limits") -> "Limits":
-        """A slow spell of the machine makes a limit too low; none makes it too high."""
+        """The higher of each rate: other work on the machine can make a measured rate too low, never too high."""
         return Limits(
             max(self.bandwidth_bytes_per_s, other.bandwidth_bytes_per_s), max(self.flops_per_s, other.flops_per_s)
         )
@@ -42,7 +44,7 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
 
 
 def read_bandwidth(device: torch.device) -> float:
-    """Bytes per second at which all threads together read a buffer larger than every cache."""
+    """Bytes per second at which all threads together read a buffer much larger than the processor's caches."""
     free = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else machine_memory() // 8
     buffer = torch.ones(min(BUFFER[device.type], free) // 4, device=device)
     best = float("inf")
@@ -54,10 +56,10 @@ def read_bandwidth(device: torch.device) -> float:
 
 
 def weight_bytes(model: Decoder, tokens: int) -> int:
-    """Bytes of weights that a pass of `tokens` tokens reads, each once.
+    """Bytes of weights that a forward pass of `tokens` tokens reads, each weight once.
 
-    Of a table (embeddings, learned positions) a row a token; one that is the head too is read whole. Of a mixture's
-    experts as many as the tokens can choose: `top_k` for one token, at most all.
+    A table (embeddings, learned positions) is read one row a token, or whole if it is the output head too. A mixture
+    reads the most experts that the tokens can choose: `top_k` for one token, in the end all.
     """
     read = sum(p.numel() for p in model.parameters())
     for table in model.modules():
@@ -68,7 +70,7 @@ def weight_bytes(model: Decoder, tokens: int) -> int:
 
 
 class Work:
-    """What the passes of greedy decoding read and compute, counted on the model itself."""
+    """Bytes read and FLOPs computed by the forward passes of greedy decoding, counted on the model itself."""
 
     def __init__(self, model: Decoder):
         self.model = model
@@ -76,18 +78,18 @@ class Work:
         self._token = matrix_flops(meta_twin(model)) - self._head
 
     def step(self, batch: int, seen: int) -> tuple[int, int]:
-        """Bytes and FLOPs of the pass that takes in token number `seen` of each row, the others being in the cache."""
+        """Bytes and FLOPs of a pass with the cache, over the last of `seen` tokens in each of `batch` rows."""
         nbytes = weight_bytes(self.model, batch) + batch * self.model.cache_bytes(seen)
         attention = attention_flops(self.model, seen) - attention_flops(self.model, seen - 1)
         return nbytes, batch * (self._token + self._head + attention)
 
     def whole(self, batch: int, seen: int) -> tuple[int, int]:
-        """The same without a cache: all `seen` tokens of each row again, the head for the last of them alone."""
+        """Bytes and FLOPs of a pass without a cache, over all `seen` tokens of each row; logits of the last."""
         attention = attention_flops(self.model, seen)
         return weight_bytes(self.model, batch * seen), batch * (seen * self._token + self._head + attention)
 
     def limit(self, limits: Limits, batch: int, prompt_tokens: int, new_tokens: int, cached: bool) -> float | None:
-        """Seconds that a step after the first new token takes at least, on average; None: there is none."""
+        """The least seconds of a step after the first new token, averaged over these steps; None without such steps."""
         one = self.step if cached else self.whole
         steps = range(prompt_tokens + 1, prompt_tokens + new_tokens)
         return statistics.fmean(limits.seconds(*one(batch, seen)) for seen in steps) if steps else None

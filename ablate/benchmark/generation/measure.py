@@ -1,29 +1,41 @@
-"""Speed of greedy generation: ways to generate over a grid of places, turn by turn, beside the machine's limit."""
+"""The speed of greedy generation: several ways to generate, timed in turn at each workload of a grid."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 
 from ablate.benchmark.generation.limits import Limits, Work
-from ablate.benchmark.rounds import name_of_round, spread, take_turns
+from ablate.benchmark.rounds import Measured, name_of_round, over_rounds, take_turns
 from ablate.generation.speed import time_greedy
 from ablate.generation.step import forget
 from ablate.model.decoder import Decoder
 
 CACHED, UNCACHED = "cached", "uncached"
-Row = dict[str, Any]
+Seconds = tuple[float, float]  # to the first new token, and to the last
 
 
-@dataclass(frozen=True)
-class Place:
-    """One place of the grid: `batch` prompts of `prompt_tokens` each, continued by `new_tokens`."""
+@dataclass(frozen=True, order=True)
+class Workload:
+    """What is generated: `batch` prompts of `prompt_tokens` each, continued by `new_tokens` each.
+
+    Raises:
+        ValueError: one of them is below 1.
+    """
 
     batch: int
     prompt_tokens: int
     new_tokens: int
+
+    def __post_init__(self):
+        if min(astuple(self)) < 1:
+            raise ValueError(str(self))
+
+    @property
+    def length(self) -> int:
+        """Tokens of one row at the end."""
+        return self.prompt_tokens + self.new_tokens
 
     def __str__(self) -> str:
         return f"batch {self.batch}, {self.prompt_tokens} + {self.new_tokens} tokens"
@@ -31,112 +43,144 @@ class Place:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to generate. `seconds`: prompts of ids and new tokens -> seconds to the first new token, to the last."""
+    """One way to generate. `time`: takes prompts of token ids and the number of new tokens, and generates once."""
 
     name: str
-    seconds: Callable[[list[list[int]], int], tuple[float, float]]
+    time: Callable[[list[list[int]], int], Seconds]
 
 
-Seconds = tuple[float, float]
+@dataclass(frozen=True)
+class Point:
+    """One way at one workload. None: not measured, or not applicable.
 
-
-class _Point:
-    """A way at a place; a call times it once. On a GPU the first call, which does not count, looks at memory.
-
-    peak: bytes on the GPU above what was there before, which is the weights.
+    token_s: a step after the first token. tokens_per_s: new tokens of all rows over the whole time.
+    peak_memory_bytes: on a GPU, above what was allocated before, which is the weights.
+    cache_bytes: keys and values of all rows at the end. limit_token_s: the least time of a step on this machine.
+    fraction_of_limit: `limit_token_s` over the median of `token_s`.
+    speedup, times_peer: tokens/s over those without the cache, and over those of the fastest peer.
     """
 
-    def __init__(self, place: Place, way: Way, prompts: list[list[int]], device: torch.device):
-        self.place, self.way, self._prompts = place, way, prompts
-        self._device = device
-        self.peak: int | None = None
+    way: str
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+    first_token_s: Measured
+    token_s: Measured | None
+    tokens_per_s: Measured
+    peak_memory_bytes: int | None = None
+    cache_bytes: int | None = None
+    limit_token_s: float | None = None
+    fraction_of_limit: float | None = None
+    speedup: float | None = None
+    times_peer: float | None = None
 
-    def __call__(self) -> Seconds:
-        if self._device.type == "cuda" and self.peak is None:
-            return self._watched()
-        return self.way.seconds(self._prompts, self.place.new_tokens)
-
-    def _watched(self) -> Seconds:
-        forget()
-        torch.cuda.reset_peak_memory_stats(self._device)
-        before = torch.cuda.memory_allocated(self._device)
-        seconds = self.way.seconds(self._prompts, self.place.new_tokens)
-        self.peak = torch.cuda.max_memory_allocated(self._device) - before
-        return seconds
+    @property
+    def workload(self) -> Workload:
+        return Workload(self.batch, self.prompt_tokens, self.new_tokens)
 
 
 def ours(model: Decoder, compile: bool, uncached: bool) -> list[Way]:
-    """With the cache, and without it. Passes without a cache, each of another length, are never compiled."""
+    """With the cache, and without it if `uncached`.
+
+    compile: the steps with the cache. Those without it are never compiled: each has another length.
+    """
     ways = [Way(CACHED, partial(time_greedy, model, use_cache=True, compile=compile))]
     return [*ways, Way(UNCACHED, partial(time_greedy, model, use_cache=False))] if uncached else ways
 
 
+def random_prompts(workload: Workload, vocab_size: int, seed: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocab_size, (workload.batch, workload.prompt_tokens), generator=generator).tolist()
+
+
 def measure(
     ways: list[Way],
-    places: list[Place],
+    workloads: list[Workload],
     rounds: int,
-    prompts: Callable[[Place], list[list[int]]],
+    prompts: Callable[[Workload], list[list[int]]],
     device: torch.device,
     say: Callable[[str], None],
-) -> list[Row]:
-    """A row for every way at every place: medians over rounds, with their spread. Ways take turns at one place."""
-    rows = []
-    for place in places:
-        points = [_Point(place, way, prompts(place), device) for way in ways]
+) -> list[Point]:
+    """A point for every way at every workload. The ways take turns in all rounds at one workload, then at the next.
 
-        def announce(number: int, turn: int, points=points) -> None:
-            say(f"{name_of_round(number, rounds)}: {points[turn].way.name}, {points[turn].place}")
+    prompts: the token ids of a workload. say: called with a line of text as each turn begins.
+    """
+    points = []
+    for workload in workloads:
+        contestants = [_Contestant(way, workload, prompts(workload), device) for way in ways]
 
-        samples = take_turns(points, rounds, announce)
-        rows += [_row(point, seconds) for point, seconds in zip(points, samples, strict=True)]
-    return rows
+        def announce(number: int, turn: int, workload=workload) -> None:
+            say(f"{name_of_round(number, rounds)}: {ways[turn].name}, {workload}")
 
-
-def random_prompts(place: Place, vocab_size: int, seed: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(vocab_size, (place.batch, place.prompt_tokens), generator=generator).tolist()
+        samples = take_turns(contestants, rounds, announce)
+        points += [_point(one, seconds) for one, seconds in zip(contestants, samples, strict=True)]
+    return points
 
 
-def _row(point: _Point, samples: list[Seconds]) -> Row:
-    place = point.place
-    steps = place.new_tokens - 1
-    return {
-        "way": point.way.name,
-        "batch": place.batch,
-        "prompt_tokens": place.prompt_tokens,
-        "new_tokens": place.new_tokens,
-        "first_token_s": spread([first for first, _ in samples]),
-        "token_s": spread([(whole - first) / steps for first, whole in samples]) if steps else None,
-        "tokens_per_s": spread([place.batch * place.new_tokens / whole for _, whole in samples]),
-        "peak_memory_bytes": point.peak,
-    }
+class _Contestant:
+    """A way at a workload. A call times it once; on a GPU the first call, the warm-up, takes its peak memory too."""
+
+    def __init__(self, way: Way, workload: Workload, prompts: list[list[int]], device: torch.device):
+        self.way, self.workload = way, workload
+        self._prompts, self._device = prompts, device
+        self.peak_memory_bytes: int | None = None
+
+    def __call__(self) -> Seconds:
+        if self._device.type == "cuda" and self.peak_memory_bytes is None:
+            return self._with_peak_memory()
+        return self.way.time(self._prompts, self.workload.new_tokens)
+
+    def _with_peak_memory(self) -> Seconds:
+        forget()
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        seconds = self.way.time(self._prompts, self.workload.new_tokens)
+        self.peak_memory_bytes = torch.cuda.max_memory_allocated(self._device) - before
+        return seconds
 
 
-def add_limits(rows: list[Row], work: Work, limits: Limits) -> None:
-    """Adds what our ways keep in the cache, the least time of their steps, and how near they come to it."""
-    for row in rows:
-        batch, prompt, new = (row[key] for key in ("batch", "prompt_tokens", "new_tokens"))
-        row |= {"cache_bytes": None, "limit_token_s": None, "fraction_of_limit": None}
-        if row["way"] not in (CACHED, UNCACHED):
-            continue
-        cached = row["way"] == CACHED
-        # The last new token is never fed back.
-        row["cache_bytes"] = batch * work.model.cache_bytes(prompt + new - 1) if cached else 0
-        row["limit_token_s"] = work.limit(limits, batch, prompt, new, cached)
-        if row["limit_token_s"] is not None:
-            row["fraction_of_limit"] = row["limit_token_s"] / row["token_s"]["median"]
+def _point(contestant: _Contestant, samples: list[Seconds]) -> Point:
+    workload = contestant.workload
+    steps, tokens = workload.new_tokens - 1, workload.batch * workload.new_tokens
+    return Point(
+        way=contestant.way.name,
+        batch=workload.batch,
+        prompt_tokens=workload.prompt_tokens,
+        new_tokens=workload.new_tokens,
+        first_token_s=over_rounds([first for first, _ in samples]),
+        token_s=over_rounds([(whole - first) / steps for first, whole in samples]) if steps else None,
+        tokens_per_s=over_rounds([tokens / whole for _, whole in samples]),
+        peak_memory_bytes=contestant.peak_memory_bytes,
+    )
 
 
-def add_ratios(rows: list[Row]) -> None:
-    """Adds, to rows with the cache, how many times the rate without it and of the fastest peer at the same place."""
-    for row in rows:
-        others = {
-            other["way"]: other["tokens_per_s"]["median"]
-            for other in rows
-            if all(other[key] == row[key] for key in ("batch", "prompt_tokens", "new_tokens"))
-        }
-        rate, uncached = others.pop(row["way"]), others.pop(UNCACHED, None)
-        fastest = max((other for way, other in others.items() if way != CACHED), default=None)
-        cached = row["way"] == CACHED
-        row["speedup"] = rate / uncached if cached and uncached else None
-        row["times_peer"] = rate / fastest if cached and fastest else None
+def with_limits(points: list[Point], work: Work, limits: Limits) -> list[Point]:
+    """Fills in `cache_bytes`, `limit_token_s` and `fraction_of_limit` of our own ways."""
+    return [_with_limit(point, work, limits) if point.way in (CACHED, UNCACHED) else point for point in points]
+
+
+def _with_limit(point: Point, work: Work, limits: Limits) -> Point:
+    cached = point.way == CACHED
+    limit = work.limit(limits, point.batch, point.prompt_tokens, point.new_tokens, cached)
+    length = point.workload.length - 1  # the last new token never enters the model
+    return replace(
+        point,
+        cache_bytes=point.batch * work.model.cache_bytes(length) if cached else 0,
+        limit_token_s=limit,
+        fraction_of_limit=None if limit is None else limit / point.token_s.median,
+    )
+
+
+def with_ratios(points: list[Point]) -> list[Point]:
+    """Fills in `speedup` and `times_peer` of the points with the cache, from the others at the same workload."""
+    return [_with_ratio(point, points) if point.way == CACHED else point for point in points]
+
+
+def _with_ratio(point: Point, points: list[Point]) -> Point:
+    rates = {other.way: other.tokens_per_s.median for other in points if other.workload == point.workload}
+    rate, uncached = rates.pop(CACHED), rates.pop(UNCACHED, None)
+    return replace(
+        point,
+        speedup=rate / uncached if uncached else None,
+        times_peer=rate / max(rates.values()) if rates else None,
+    )

@@ -1,191 +1,133 @@
-"""What generation benchmarks measured, read back from their `generation.json`: one result a file."""
+"""What a benchmark of generation measured, as `generation.json` holds it."""
 
 import json
-import math
-import re
-import warnings
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple
+from typing import Any, get_args, get_origin, get_type_hints
 
-from ablate.errors import AblateError, AblateWarning
+from ablate import check
+from ablate.accounting import Budget
+from ablate.benchmark.generation.cache_memory import CacheCurve
+from ablate.benchmark.generation.limits import Limits
+from ablate.benchmark.generation.measure import CACHED, UNCACHED, Point, Workload
+from ablate.errors import AblateError, warn
+from ablate.files import natural_order, write_json
+from ablate.registry import in_words
 
 FILE = "generation.json"
-TYPES = {
-    "label": str,
-    "model": dict,
-    "budget": dict,
-    "weight_bytes": int | float,
-    "gpu": str | None,
-    "threads": int,
-    "precision": str,
-    "compile": bool,
-    "rounds": int,
-    "limits": dict,
-    "command": str,
-    "versions": dict,
-    "machine": dict,
-    "git": dict | None,
-}
-LIMITS = ("bandwidth_bytes_per_s", "flops_per_s")
-
-
-class Place(NamedTuple):
-    """Where a way was measured: rows at once, tokens of each prompt, new tokens of each row."""
-
-    batch: int
-    prompt_tokens: int
-    new_tokens: int
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Over the rounds."""
-
-    median: float
-    min: float
-    max: float
-
-
-@dataclass(frozen=True)
-class Point:
-    """One way of generating at one place. None: not measured, or it does not apply."""
-
-    way: str
-    place: Place
-    first_token_s: Measured
-    token_s: Measured | None
-    tokens_per_s: Measured
-    peak_memory_bytes: float | None
-    cache_bytes: float | None
-    limit_token_s: float | None
-    fraction_of_limit: float | None
-    speedup: float | None
-    times_peer: float | None
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Cache bytes over contexts for one choice of attention and pattern; `this`: the model's own."""
-
-    name: str
-    this: bool
-    points: list[tuple[float, float]]
+FORMAT = 1  # raise it when older files can no longer be read
 
 
 @dataclass(frozen=True)
 class Result:
-    """One model: what its benchmark measured, and under what."""
+    """What was measured of one model, and under which conditions. `generation.json` has the same keys.
+
+    label: names it in tables and plots. weight_bytes: of the weights that one token reads.
+
+    Raises:
+        ValueError: a way has two points at one workload, or a point with a speed-up has none without the cache.
+    """
 
     label: str
-    folder: str
+    model: dict[str, Any]
+    budget: Budget
+    weight_bytes: int
+    device: str
+    gpu: str | None
+    threads: int
+    precision: str
+    compile: bool
+    rounds: int
+    limits: Limits
     points: list[Point]
-    memory: list[Memory]
-    data: dict[str, Any]  # the whole file
+    cache_memory: list[CacheCurve]
+    command: str
+    versions: dict[str, Any]
+    machine: dict[str, Any]
+    git: dict[str, Any] | None
 
-    def at(self, place: Place) -> dict[str, Point]:
-        """Way -> point."""
-        return {point.way: point for point in self.points if point.place == place}
+    def __post_init__(self):
+        if len({(point.way, point.workload) for point in self.points}) < len(self.points):
+            raise ValueError("two points of one way at one workload")
+        if any(point.speedup and UNCACHED not in self.at(point.workload) for point in self.cached):
+            raise ValueError("a speed-up without an uncached point")
+
+    def at(self, workload: Workload) -> dict[str, Point]:
+        """The points at a workload, by their way."""
+        return {point.way: point for point in self.points if point.workload == workload}
 
     @property
     def cached(self) -> list[Point]:
-        return [point for point in self.points if point.way == "cached"]
+        return [point for point in self.points if point.way == CACHED]
+
+
+def write_result(folder: Path, result: Result) -> Path:
+    path = folder / FILE
+    write_json(path, {"task": "generation", "format": FORMAT, **asdict(result)})
+    return path
 
 
 def read_results(folder: Path) -> list[Result]:
-    """What every generation.json in `folder` and in the folders in it holds, in the order of their names.
+    """The results in `folder` and in the folders directly below it, in the natural order of their names.
 
-    A file that is none of a generation benchmark's is left out, with a warning. Results of one label get the name of
-    their folder beside it.
+    A file that is damaged, or holds something else, is left out with a warning. Where several results have the same
+    label, the name of the folder is put before it.
 
     Raises:
-        AblateError: no result at all.
+        AblateError: there is no result at all.
     """
-    files = [folder / FILE, *sorted(folder.glob(f"*/{FILE}"), key=lambda file: _in_order(file.parent.name))]
+    files = [folder / FILE, *sorted(folder.glob(f"*/{FILE}"), key=lambda file: natural_order(file.parent.name))]
     results = []
-    for file in files:
-        if not file.is_file():
-            continue
+    for file in filter(Path.is_file, files):
         try:
-            results.append(_result(json.loads(file.read_text(encoding="utf-8")), file.resolve().parent.name))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            results.append((file.resolve().parent.name, _result(json.loads(file.read_text(encoding="utf-8")))))
+        except (AblateError, OSError, ValueError, KeyError, TypeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
-            warnings.warn(
-                f"{file}: not a whole generation benchmark ({reason}): left out of the page; "
-                "remove it, or measure again",
-                AblateWarning,
-                stacklevel=2,
+            warn(
+                f"{file}: not a complete result of a generation benchmark ({reason}): left out of the page; "
+                "remove it, or measure again"
             )
     if not results:
         raise AblateError(f"{folder}: no {FILE} of a generation benchmark in it; measure one with task=generation")
-    labels = Counter(result.label for result in results)
-    return [_with_folder(result) if labels[result.label] > 1 else result for result in results]
+    labels = Counter(result.label for _, result in results)
+    return [
+        replace(result, label=f"{name}: {result.label}") if labels[result.label] > 1 else result
+        for name, result in results
+    ]
 
 
-def _with_folder(result: Result) -> Result:
-    return replace(result, label=f"{result.folder}: {result.label}")
+def _result(data: Any) -> Result:
+    if data["task"] != "generation":
+        raise ValueError(f"its task is {data['task']}")
+    if (number := data.get("format", 1)) != FORMAT:  # the first files had no number
+        raise ValueError(f"its format is {number}, and this version of ablate reads {FORMAT}")
+    return _read(Result, data, "")
 
 
-def _in_order(name: str) -> list[str | int]:
-    """2_b before 10_a."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+def _read(kind: Any, value: Any, key: str) -> Any:
+    """`value`, which came from JSON at `key`, as the type `kind`.
 
+    An object becomes a dataclass by the types of its fields: keys that the dataclass does not have are ignored, fields
+    with a default may be missing. Numbers must be finite and at least 0.
 
-def _result(data: Any, folder: str) -> Result:
-    if _typed(data, dict).get("task") != "generation":
-        raise ValueError("its task is not generation")
-    for key, kind in TYPES.items():
-        _typed(data[key], kind)
-    budget, limits = data["budget"], data["limits"]
-    for number in (budget["kv_bytes_per_token"], *budget.values(), *(limits[key] for key in LIMITS)):
-        _number(number)
-    memory = [_memory(line) for line in data["cache_memory"]]
-    result = Result(data["label"], folder, [_point(item) for item in data["points"]], memory, data)
-    if len({(point.way, point.place) for point in result.points}) < len(result.points):
-        raise ValueError("two points of one way at one place")
-    if any(point.speedup and "uncached" not in result.at(point.place) for point in result.cached):
-        raise ValueError("a speedup without an uncached point")
-    return result
-
-
-def _point(item: dict[str, Any]) -> Point:
-    optional = ("peak_memory_bytes", "cache_bytes", "limit_token_s", "fraction_of_limit", "speedup", "times_peer")
-    place = Place(*(_typed(item[key], int) for key in Place._fields))
-    if min(place) < 1:
-        raise ValueError(f"{place}")
-    return Point(
-        _typed(item["way"], str),
-        place,
-        _measured(item["first_token_s"]),
-        None if item["token_s"] is None else _measured(item["token_s"]),
-        _measured(item["tokens_per_s"]),
-        *(None if item[key] is None else _number(item[key]) for key in optional),
-    )
-
-
-def _memory(line: dict[str, Any]) -> Memory:
-    points = [(_number(context), _number(held)) for context, held in line["points"]]
-    if not all(context and held for context, held in points):
-        raise ValueError("a cache of nothing")
-    return Memory(_typed(line["name"], str), _typed(line["this"], bool), points)
-
-
-def _measured(item: dict[str, Any]) -> Measured:
-    median, low, high = (_number(item[key]) for key in ("median", "min", "max"))
-    if not 0 < low <= median <= high:
-        raise ValueError(f"median {median}, min {low}, max {high}")
-    return Measured(median, low, high)
-
-
-def _number(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise ValueError(f"{value!r} where a number should be")
-    return value
-
-
-def _typed(value: Any, kind: type | UnionType) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"{value!r} where {getattr(kind, '__name__', kind)} should be")
+    Raises:
+        AblateError, KeyError, TypeError, ValueError: it is something else.
+    """
+    inner = get_args(kind)
+    if is_dataclass(kind):
+        types = get_type_hints(kind)
+        given = [field.name for field in fields(kind) if field.name in value or field.default is MISSING]
+        return kind(**{name: _read(types[name], value[name], f"{key}.{name}".lstrip(".")) for name in given})
+    if isinstance(kind, UnionType):  # X | None
+        return None if value is None else _read(inner[0], value, key)
+    if get_origin(kind) is list:
+        return [_read(inner[0], item, key) for item in value]
+    if kind is int:
+        return check.whole(key, value, 0)
+    if kind is float:
+        return check.number(key, value, least=0)
+    if not isinstance(value, get_origin(kind) or kind):
+        raise check.wrong(key, value, in_words(kind))
     return value

@@ -1,1 +1,1 @@
-"""The speed of training."""
+"""How long an optimiser step takes, with everything that a real run does around it."""

@@ -1,14 +1,11 @@
-"""Training speed: forward, backward and optimiser step, with Lightning around ours.
-
-Contestants take turns, round by round, in one process, so that a slow spell of the machine falls
-on all of them; the figures are medians over rounds.
-"""
+"""The time of a training step: forward, backward and optimiser, for ours within a real run's Lightning Trainer."""
 
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,9 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
 from ablate.accounting import budget
-from ablate.benchmark.rounds import name_of_round, take_turns
+from ablate.benchmark.rounds import name_of_round, over_rounds, take_turns
 from ablate.data.rows import pieces_of
-from ablate.hardware import peak_flops
+from ablate.hardware import peak_flops, training_place
 from ablate.model.config import DecoderConfig
 from ablate.model.decoder import Decoder
 from ablate.training.callbacks import StopOnDivergence, Throughput
@@ -31,7 +28,11 @@ Optimizer = Callable[[torch.nn.Module], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contestants of one benchmark share."""
+    """What all contestants of one benchmark share.
+
+    batch: the one that every step trains on, see `packed_batch`. accelerator: cpu or gpu.
+    steps: timed ones of a round. seed: of the initial weights.
+    """
 
     config: DecoderConfig
     optimizer: Optimizer
@@ -44,10 +45,16 @@ class Setting:
     def device(self) -> torch.device:
         return torch.device("cuda" if self.accelerator == "gpu" else "cpu")
 
+    @cached_property
+    def training_flops_per_token(self) -> float:
+        """Of one token of the batch, with attention within its documents alone."""
+        pieces = pieces_of(self.batch["documents"].numpy())
+        return budget(Decoder(self.config), pieces).training_flops_per_token
 
-@dataclass
+
+@dataclass(frozen=True)
 class Contestant:
-    """One way to train. `round` runs some steps and returns the seconds that each took."""
+    """One way to train. `round` runs the steps of one round and returns the seconds of each."""
 
     name: str
     precision: str
@@ -56,19 +63,19 @@ class Contestant:
 
 
 def packed_batch(config: DecoderConfig, batch_size: int, documents_per_row: int, seed: int) -> Batch:
-    """Random tokens in rows `[B, context]` of a few documents with random bounds, as packing gives them."""
+    """Random tokens `[B, context]`, each row of at most `documents_per_row` documents of random lengths, as packed."""
     generator = torch.Generator().manual_seed(seed)
     shape = (batch_size, config.context)
     tokens = torch.randint(config.vocab_size, (batch_size, config.context + 1), generator=generator)
     cuts = torch.randint(1, config.context, (batch_size, documents_per_row - 1), generator=generator)
     starts = torch.zeros(shape, dtype=torch.int64).scatter_(1, cuts, 1)
-    place = torch.arange(config.context).expand(shape)
+    column = torch.arange(config.context).expand(shape)
     return {
         "tokens": tokens[:, :-1].contiguous(),
         "targets": tokens[:, 1:].contiguous(),
         "documents": starts.cumsum(1).int(),
         "max_documents": documents_per_row,
-        "positions": place - (place * starts).cummax(1).values,
+        "positions": column - (column * starts).cummax(1).values,
     }
 
 
@@ -76,25 +83,24 @@ def ours(setting: Setting, precision: str, compile: bool) -> Contestant:
     """Our decoder, LightningModule and Trainer, with the callbacks and the logger of a real run."""
     decoder = Decoder(setting.config, setting.seed)
     module = LanguageModel(decoder, setting.optimizer, lambda step, max_steps: 1.0, None, compile)
-    flops = _flops(setting)
 
     def run() -> list[float]:
         stopwatch = _Stopwatch()
-        with tempfile.TemporaryDirectory() as place:
+        with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(
                 accelerator=setting.accelerator,
                 devices=1,
                 precision=precision,
-                max_steps=setting.steps + 2,
+                max_steps=setting.steps + 2,  # see _Stopwatch.seconds
                 gradient_clip_val=1.0,
-                callbacks=[Throughput(flops, 1.0), StopOnDivergence(), stopwatch],
-                logger=[Curves(str(Path(place) / "metrics.csv"))],
+                callbacks=[Throughput(setting.training_flops_per_token, 1.0), StopOnDivergence(), stopwatch],
+                logger=[Curves(str(Path(folder) / "metrics.csv"))],
                 log_every_n_steps=1,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 limit_val_batches=0,
-                default_root_dir=place,
+                default_root_dir=folder,
             )
             batches = DataLoader(_Endless(setting.batch), batch_size=None)
             trainer.fit(module, batches, val_dataloaders=batches)
@@ -104,6 +110,8 @@ def ours(setting: Setting, precision: str, compile: bool) -> Contestant:
 
 
 class _Endless(torch.utils.data.IterableDataset):
+    """The same batch for ever."""
+
     def __init__(self, batch: Batch):
         self._batch = batch
 
@@ -113,7 +121,7 @@ class _Endless(torch.utils.data.IterableDataset):
 
 
 class _Stopwatch(Callback):
-    """Seconds from one batch's start to the next's: all that a step costs. The first one warms up."""
+    """Times the start of each batch: from one start to the next a step has taken all that it costs."""
 
     def __init__(self) -> None:
         self._starts: list[float] = []
@@ -124,49 +132,57 @@ class _Stopwatch(Callback):
         self._starts.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
+        """Seconds of each step but the first, which warms up, and the last, which no other start follows."""
         return [b - a for a, b in zip(self._starts[1:-1], self._starts[2:], strict=True)]
 
 
-def compare(contestants: list[Contestant], rounds: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Runs all in turn: one untimed round (compilation, caches), then `rounds` timed ones."""
+def time_steps(contestants: list[Contestant], rounds: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """A row for each contestant: the milliseconds of a step, as the median, the least and the most over the rounds.
+
+    The contestants take turns; a round before the others warms up (compilation, caches). The time of a round is the
+    median of its steps. say: called with a line of text as each round begins.
+    """
 
     def announce(number: int, turn: int) -> None:
         if turn == 0:
             say(name_of_round(number, rounds))
 
-    measured = take_turns([c.round for c in contestants], rounds, announce)
-    seconds = [[statistics.median(steps) for steps in of_one] for of_one in measured]
-    return [
-        {
-            "name": c.name,
-            "precision": c.precision,
-            "compile": c.compile,
-            "step_ms": 1e3 * statistics.median(times),
-            "step_ms_min": 1e3 * min(times),
-            "step_ms_max": 1e3 * max(times),
-        }
-        for c, times in zip(contestants, seconds, strict=True)
-    ]
+    seconds = take_turns([contestant.round for contestant in contestants], rounds, announce)
+    rows = []
+    for contestant, its_rounds in zip(contestants, seconds, strict=True):
+        step_ms = over_rounds([statistics.median(steps) for steps in its_rounds]).scaled(1e3)
+        rows.append(
+            {
+                "name": contestant.name,
+                "precision": contestant.precision,
+                "compile": contestant.compile,
+                "step_ms": step_ms.median,
+                "step_ms_min": step_ms.min,
+                "step_ms_max": step_ms.max,
+            }
+        )
+    return rows
 
 
-def add_rates(rows: list[dict[str, Any]], setting: Setting) -> None:
-    """Adds tokens/s, MFU by our own count of FLOPs, and the ratio to the eager peer of the same precision."""
+def with_rates(rows: list[dict[str, Any]], setting: Setting) -> list[dict[str, Any]]:
+    """The rows, with tokens/s, MFU and, where it takes part, the speed as a multiple of eager transformers'.
+
+    MFU (model FLOPs utilisation: Chowdhery et al. 2022) is by our own count of FLOPs, for every contestant.
+    """
     tokens = setting.batch["tokens"].numel()
-    flops = _flops(setting)
-    peaks = {p: peak_flops(setting.device, _dtype(p)) for p in {row["precision"] for row in rows}}
-    peer = {row["precision"]: row["step_ms"] for row in rows if row["name"] == "transformers"}
+    peaks = {precision: _peak_flops(setting, precision) for precision in {row["precision"] for row in rows}}
+    peers = {row["precision"]: row["step_ms"] for row in rows if row["name"] == "transformers"}
+
+    rated = []
     for row in rows:
-        row["tokens_per_s"] = tokens / row["step_ms"] * 1e3
-        row["mfu"] = row["tokens_per_s"] * flops / peaks[row["precision"]]
-        if row["precision"] in peer:
-            row["times_transformers"] = peer[row["precision"]] / row["step_ms"]
+        tokens_per_s = tokens / row["step_ms"] * 1e3
+        mfu = tokens_per_s * setting.training_flops_per_token / peaks[row["precision"]]
+        row = row | {"tokens_per_s": tokens_per_s, "mfu": mfu}
+        if row["precision"] in peers:
+            row["times_transformers"] = peers[row["precision"]] / row["step_ms"]
+        rated.append(row)
+    return rated
 
 
-def _flops(setting: Setting) -> float:
-    """Training FLOPs per token of the batch."""
-    pieces = pieces_of(setting.batch["documents"].numpy())
-    return budget(Decoder(setting.config), pieces).training_flops_per_token
-
-
-def _dtype(precision: str) -> torch.dtype:
-    return torch.bfloat16 if "bf16" in precision else torch.float32
+def _peak_flops(setting: Setting, precision: str) -> float:
+    return peak_flops(setting.device, training_place(setting.accelerator, precision).dtype)

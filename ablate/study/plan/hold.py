@@ -70,10 +70,10 @@ def _kept_seconds(arms: list[Arm], file: Path) -> dict[str, float]:
 
 def _seconds(arms: list[Arm], rounds: int = 3) -> dict[str, float]:
     """Seconds of one optimiser step, measured here and now, in turn, with all that a run does around it."""
-    from ablate.benchmark.training.measure import compare
+    from ablate.benchmark.training.measure import time_steps
 
     print(f"study.hold=seconds: timing the steps of {len(arms)} arms in turn", flush=True)
-    rows = compare([_contestant(arm) for arm in arms], rounds, say=lambda line: None)
+    rows = time_steps([_contestant(arm) for arm in arms], rounds, say=lambda line: None)
     return {
         arm.name: row["step_ms"] / 1e3 * arm.config["trainer"]["accumulate_grad_batches"]
         for arm, row in zip(arms, rows, strict=True)
