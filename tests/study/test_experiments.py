@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from ablate.compose import compose_config, config_dir, plain
-from ablate.study.plan.arms import check_metric, plan_arms, same_as_baseline, shared_overrides
+from ablate.study.plan.arms import plan_arms, same_as_baseline, shared_overrides
+from ablate.study.plan.checks import check_metric
 from ablate.study.plan.match import TOLERANCE
 from ablate.study.question import read_study
 
