@@ -48,14 +48,14 @@ def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: La
     Raises:
         AblateError: before any training, what the user can mend; at the end, that runs failed.
     """
-    study, tuning, shared = _asked(config, arguments)
+    study, tuning, shared = _read(config, arguments)
     folder = Path(config.hydra.sweep.dir)
     if is_elsewhere(config.hydra):
         folder = folder.absolute()  # Hydra makes it in the working folder of each job's process
     if folder.is_dir():
         with held(folder):
             pass  # a folder in use is refused now, rather than after all arms are built
-    arms = _planned(study, compose, shared, config.hydra, folder)
+    arms = _plan(study, compose, shared, config.hydra, folder)
     show_plan(study, arms, folder)
     for name in same_as_baseline(arms):
         warn(f"the arm '{name}' has the baseline's configuration: their difference is chance (an A/A study)")
@@ -66,7 +66,7 @@ def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: La
         run = _Runner(folder, every, launch, config.hydra)
         tuned = None
         if tuning is not None:
-            tuned = _tuned(study, tuning, trials, run)
+            tuned = _tune(study, tuning, trials, run)
             arms = [at_rate(arm, tuned["arms"][arm.name]["chosen"]) for arm in arms]
         jobs = _jobs(folder, arms, study.seeds)
         failures = run(jobs)
@@ -86,7 +86,7 @@ def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: La
         raise AblateError(f"{failures} of {len(jobs)} runs failed; run the same command again to retry them")
 
 
-def _asked(config: DictConfig, arguments: list[str]) -> tuple[Study, Tuning | None, list[str]]:
+def _read(config: DictConfig, arguments: list[str]) -> tuple[Study, Tuning | None, list[str]]:
     """The study with the command line's seeds, how its learning rates are tuned, and the overrides of all runs."""
     if config.get("study") is None:
         raise AblateError("hydra/sweeper=study: no study is configured; choose one with experiment=NAME")
@@ -99,7 +99,7 @@ def _asked(config: DictConfig, arguments: list[str]) -> tuple[Study, Tuning | No
     return study, tuning, shared
 
 
-def _planned(study: Study, compose: Compose, shared: list[str], hydra: DictConfig, folder: Path) -> list[Arm]:
+def _plan(study: Study, compose: Compose, shared: list[str], hydra: DictConfig, folder: Path) -> list[Arm]:
     """The arms, matched and with their numbers of steps, once all is checked that can be checked before training."""
     arms = plan_arms(study, compose, shared)
     check_metric(study, arms[0])
@@ -115,7 +115,7 @@ def _jobs(folder: Path, arms: list[Arm], seeds: list[int]) -> list[Job]:
     return [Job(arm, seed, folder / "runs" / folder_name(arm.name) / f"seed_{seed}") for seed in seeds for arm in arms]
 
 
-def _tuned(study: Study, tuning: Tuning, trials: list[Job], run: "_Runner") -> dict[str, Any]:
+def _tune(study: Study, tuning: Tuning, trials: list[Job], run: "_Runner") -> dict[str, Any]:
     """Runs the trials and returns what `choose` makes of them.
 
     Raises:

@@ -40,8 +40,8 @@ study:
   seeds: [0, 1]
 """
 
-# A module of the user's, in the folder where the study is started: with `ill` there, two of the runs go wrong; with
-# `slow` there, each takes five seconds more.
+# A user's plugin in the folder where the study is started. A file `ill` there makes two of the runs fail; a file `slow`
+# makes each run five seconds longer.
 PLUGIN = """
 import os, pathlib, signal, time
 from ablate.training.module import LanguageModel
@@ -115,7 +115,7 @@ def pairs(home: Path) -> int:
 
 
 def processes(home: Path) -> list[str]:
-    """Those that came of the command, whoever their parent is now."""
+    """The command lines of all processes that the command has started, orphans too."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
