@@ -1,5 +1,8 @@
-"""How far a study is, read from its run folders. Runs in the sweeper's process print it as they end; runs in other
-processes are watched from a thread."""
+"""How far a study is, by the summaries in its run folders.
+
+Hydra's basic launcher runs jobs in the sweeper's process: each prints the line as it ends. Other launchers' jobs print
+to files of their own, so a thread of the sweeper watches their folders.
+"""
 
 import threading
 import time
