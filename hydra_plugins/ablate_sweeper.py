@@ -1,11 +1,11 @@
-"""Hydra's door to studies: `python train.py -m experiment=NAME`. What it does stands in ablate.study.sweep."""
+"""The Hydra plugin behind `python train.py -m experiment=NAME`. The work is done in ablate.study.sweep."""
 
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
 
 class StudySweeper(Sweeper):
-    """Expands a study into runs, and hands them to the launcher that is configured."""
+    """Expands a study into runs, and hands them to the configured launcher."""
 
     def setup(self, *, hydra_context, task_function, config):
         self.loader = hydra_context.config_loader
@@ -15,7 +15,7 @@ class StudySweeper(Sweeper):
         )
 
     def sweep(self, arguments):
-        from ablate.study.sweep import sweep  # torch takes seconds to import: not at each start of any Hydra command
+        from ablate.study.sweep import sweep  # imports torch, which takes seconds; every Hydra command loads this file
 
         def compose(overrides):
             return self.loader.load_sweep_config(self.config, overrides)

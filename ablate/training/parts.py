@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
@@ -31,8 +32,8 @@ class Parts:
     precision: str
 
 
-def assemble(config: DictConfig) -> Parts:
-    """The parts that `conf/train.yaml` describes.
+def assemble(config: DictConfig, device: str = "cpu") -> Parts:
+    """The parts that `conf/train.yaml` describes. device: where the decoder is built; on "meta" it has no weights.
 
     Raises:
         AblateError: the first mistake found, by its key.
@@ -68,7 +69,8 @@ def assemble(config: DictConfig) -> Parts:
     _check_sizes(data, model)
     if accelerator == "cpu":
         check_memory(model, training=True)
-    decoder = Decoder(model, config.seed)
+    with torch.device(device):
+        decoder = Decoder(model, config.seed)
     if config.trainer.strategy == "fsdp":
         _check_shardable(decoder)
     kernels = decoder.kernels(hardware.training_place(accelerator, precision, data.context, config.compile))

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from ablate.compose import compose_config, config_dir, plain
-from ablate.study.plan.arms import check_metric, plan_arms, same_as_baseline, shared_overrides
+from ablate.overrides import settings
+from ablate.study.plan.arms import Job, plan_arms, same_as_baseline, shared_overrides
+from ablate.study.plan.checks import check_metric
 from ablate.study.plan.match import TOLERANCE
 from ablate.study.question import read_study
 
@@ -29,5 +31,8 @@ def test_a_shipped_study_can_be_run(name, scale):
     check_metric(study, arms[0])
     assert study.name == name and len(seeds) >= 6
     assert not same_as_baseline(arms)
+    for arm in arms:
+        run = compose_config("train", Job(arm, 0, Path("run")).overrides)
+        assert settings(plain(run)) == settings(arm.config)
     if study.match != "none":
         assert all(abs(arm.matched.difference) <= TOLERANCE for arm in arms)

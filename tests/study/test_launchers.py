@@ -40,8 +40,8 @@ study:
   seeds: [0, 1]
 """
 
-# A module of the user's, in the folder where the study is started: with `ill` there, two of the runs go wrong; with
-# `slow` there, each takes five seconds more.
+# A user's plugin in the folder where the study is started. A file `ill` there makes two of the runs fail; a file `slow`
+# makes each run five seconds longer.
 PLUGIN = """
 import os, pathlib, signal, time
 from ablate.training.module import LanguageModel
@@ -115,7 +115,7 @@ def pairs(home: Path) -> int:
 
 
 def processes(home: Path) -> list[str]:
-    """Those that came of the command, whoever their parent is now."""
+    """The command lines of all processes that the command has started, orphans too."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
@@ -149,12 +149,12 @@ def pool(jobs: dict[str, Job], deadly: set[str], launched: list[list[str]]):
 
 @pytest.fixture
 def jobs(tmp_path):
-    return {name: Job(Arm(name, [], {}, None), 0, tmp_path / name) for name in "abcdef"}
+    return {name: Job(Arm(name, [], OmegaConf.create(), None), 0, tmp_path / name) for name in "abcdef"}
 
 
 def test_a_job_that_kills_the_pool_is_found_and_all_others_are_run(jobs):
     launched = []
-    returns = launch_all(pool(jobs, {"c"}, launched), list(jobs.values()), [], 0, "joblib")
+    returns = launch_all(pool(jobs, {"c"}, launched), list(jobs.values()), 0, "joblib")
     assert launched == [list("abcdef"), list("ef"), ["c"], ["d"]], "those that had begun come last, each alone"
     assert [found.status == JobStatus.FAILED for found in returns] == [name == "c" for name in jobs]
     assert {name: status_of(job.path) for name, job in jobs.items() if name != "c"} == dict.fromkeys(
@@ -167,13 +167,13 @@ def test_a_launcher_that_begins_nothing_is_the_users_to_mend(jobs):
         raise RuntimeError("sbatch: command not found")
 
     with pytest.raises(AblateError, match="hydra/launcher=slurm: sbatch: command not found"):
-        launch_all(launch, list(jobs.values()), [], 0, "slurm")
+        launch_all(launch, list(jobs.values()), 0, "slurm")
 
 
 @pytest.mark.parametrize("launcher, devices, refused", [("joblib", 2, True), ("joblib", 1, False), ("basic", 2, False)])
 def test_a_run_of_several_processes_is_the_basic_launchers(launcher, devices, refused):
     hydra = OmegaConf.create({"runtime": {"choices": {"hydra/launcher": launcher}}})
-    arms = [Arm("rms", [], {"trainer": {"devices": devices, "num_nodes": 1}}, None)]
+    arms = [Arm("rms", [], OmegaConf.create({"trainer": {"devices": devices, "num_nodes": 1}}), None)]
     with pytest.raises(AblateError, match=r"trainer\.devices=1") if refused else nullcontext():
         check_devices(hydra, arms)
 
@@ -182,7 +182,7 @@ def test_a_run_of_several_processes_is_the_basic_launchers(launcher, devices, re
 def test_a_study_goes_on_when_runs_fail_and_when_their_process_dies(launcher, home):
     (home / "ill").touch()
     status, out = finish(start(home, launcher))
-    assert status == 1 and "2 of 4 runs failed; the same command" in out, out
+    assert status == 1 and "2 of 4 runs failed; run the same command" in out, out
     assert "rms, seed 0: failed: RuntimeError: out of luck" in out and "layer, seed 0: failed: " in out
     there = {"rms/seed_0": "failed", "layer/seed_0": "running", "rms/seed_1": "finished", "layer/seed_1": "finished"}
     assert statuses(home) == there and pairs(home) == 1
@@ -212,7 +212,7 @@ def test_sigterm_leaves_no_process_behind_and_the_same_command_goes_on(launcher,
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     status, out = finish(process)
-    assert status != 0 and "the study was stopped; to go on: the same command again" in out, out
+    assert status != 0 and "the study was stopped; run the same command again to continue" in out, out
     until = time.monotonic() + 10
     while processes(home) and time.monotonic() < until:
         time.sleep(0.1)

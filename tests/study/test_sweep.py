@@ -94,7 +94,7 @@ def test_a_killed_run_without_a_checkpoint_is_begun_again(study):
     run = study.folder / "runs/layer/seed_1"
     (run / "summary.json").unlink()
     refused = study()
-    assert refused.status == 1 and "no summary.json; restore it, or move it away" in refused.err
+    assert refused.status == 1 and "no summary.json; restore that, or move the folder away" in refused.err
     for folder in ("checkpoints", "model"):
         shutil.rmtree(run / folder)
     assert study().status == 0
@@ -223,7 +223,7 @@ def test_studies_are_compared_by_their_names(study, command, place):
     "overrides, said",
     [
         (["model/norm=none"], "of the study sets model/norm"),
-        (["model.dim=16,32"], "may have one value"),
+        (["model.dim=16,32"], "give model.dim one value"),
         (["study.baseline=rm"], "did you mean 'rms'"),
         (["++study.arms={rms: ['model/norm=rmsnorm'], bad: ['model/norm=rmsnrm']}"], "study.arms.bad"),
         (["++study.arms={rms: ['model/norm=rmsnorm'], bad: ['model.norm.epss=1']}"], "study.arms.bad"),
@@ -240,7 +240,7 @@ def test_studies_are_compared_by_their_names(study, command, place):
         (["++study.claims.rms={expect: better}"], "study.claims.rms: this is the baseline"),
         (["study.metric=train/nonsense"], "study.metric: no run logs 'train/nonsense'"),
         (["seed=interval(0,1)"], "seed=interval(0,1): expected seeds one by one"),
-        (["resume=somewhere"], "resume: the same command goes on"),
+        (["resume=somewhere"], "resume: a study continues when its own command is run again"),
         (["trainer.strategy=none"], "study.arms.rms: trainer.strategy=none"),
     ],
 )

@@ -1,1 +1,1 @@
-"""How the runs of a study are started, watched and taken up again."""
+"""Starts the runs of a study, watches them and continues those that were cut short."""

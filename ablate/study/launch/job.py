@@ -1,4 +1,4 @@
-"""One run of a study, in whichever process and on whichever machine its launcher has put it."""
+"""One run of a study, in the process in which its launcher starts it."""
 
 import os
 import platform
@@ -22,36 +22,36 @@ from ablate.training.job import train
 
 
 def run(config: DictConfig, overrides: list[str]) -> float:
-    """Begins the run that `config` describes, or goes on with it; returns the final validation loss.
+    """Starts or resumes the run that `config` describes; returns the final validation loss.
 
-    In a process of its own, it prints into FOLDER/output/ARM/SEED.txt, and ends as a job does, with a result.
+    In a process of its own it prints to FOLDER/output/STAGE/ARM/SEED.txt, and every failure becomes an AblateError.
 
     Raises:
-        AblateError: what the user can mend; a run that diverged; elsewhere, all that a run can fail with.
-        SystemExit: the run was stopped by a signal, and with it the study.
+        AblateError: a mistake that the user can mend; a run that diverged; in a process of its own, any failure.
+        SystemExit: a signal stopped the run, and with it the study.
     """
     hydra = HydraConfig.get()
     if not is_elsewhere(hydra):
         try:
-            return _begin_or_go_on(config, overrides)
+            return _start_or_resume(config, overrides)
         finally:
             tell(config.run_dir)
-    _go_home(hydra.runtime.cwd)
+    _enter(hydra.runtime.cwd)
     with _output_to(Path(config.run_dir)):
         try:
-            return _begin_or_go_on(config, overrides)
+            return _start_or_resume(config, overrides)
         except Exception as error:
             if not isinstance(error, AblateError):
                 traceback.print_exc()
-            raise AblateError(reason(error)) from None  # which can travel between processes, whatever the error is
+            raise AblateError(reason(error)) from None  # other errors may not survive pickling
         except SystemExit as stop:
             if isinstance(stop.__cause__, Interrupted):
                 raise AblateError(str(stop.__cause__)) from None
             raise
 
 
-def _begin_or_go_on(config: DictConfig, overrides: list[str]) -> float:
-    """Decided here, not by the sweeper: a cluster may put a job in the queue again, as it was."""
+def _start_or_resume(config: DictConfig, overrides: list[str]) -> float:
+    """Resumes the run if its folder holds one. The job decides, as a cluster may requeue it with old overrides."""
     path = Path(config.run_dir)
     if path.is_dir():
         with held(path):
@@ -59,19 +59,21 @@ def _begin_or_go_on(config: DictConfig, overrides: list[str]) -> float:
                 config.resume = str(path)
                 overrides = [*overrides, f"resume={quoted(str(path))}"]  # for the ranks that the run starts
             elif any(path.glob("*/*")):
-                raise AblateError(f"{path}: it has files of a run, and no summary.json; restore it, or move it away")
+                raise AblateError(
+                    f"{path}: it holds files of a run but no summary.json; restore that, or move the folder away"
+                )
             else:
-                shutil.rmtree(path)  # killed before it had begun
+                shutil.rmtree(path)  # the run was killed before its first checkpoint
     return train(config, overrides)
 
 
-def _go_home(folder: str) -> None:
-    """Relative paths, and modules of the user's own, are those of where the study was started."""
+def _enter(folder: str) -> None:
+    """Makes `folder` the working folder, where relative paths and the user's own modules are looked up."""
     try:
         os.chdir(folder)
     except OSError as error:
         raise AblateError(
-            f"{folder}: {error.strerror} on {platform.node()}: a launcher's machines need the same folders as this one"
+            f"{folder}: {error.strerror} on {platform.node()}: every machine needs this folder"
         ) from error
     if folder not in sys.path:
         sys.path.append(folder)
@@ -79,7 +81,7 @@ def _go_home(folder: str) -> None:
 
 @contextmanager
 def _output_to(run_dir: Path) -> Iterator[None]:
-    """stdout and stderr go to a file of the study's: those of several runs at once are no reading."""
+    """Sends stdout and stderr to a file of the study, since several runs print at once."""
     study, stage, arm, seed = run_dir.parents[2], *run_dir.parts[-3:]
     path = study / "output" / stage / arm / f"{seed}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)

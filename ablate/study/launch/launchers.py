@@ -1,7 +1,7 @@
-"""What becomes of runs in other processes: a result of each, though the launcher gives up at the first that dies.
+"""Runs jobs by a Hydra launcher and returns a result for each, even if the launcher aborts when one dies.
 
-Hydra's basic launcher runs jobs one by one in this process; all others run them elsewhere: joblib in processes of this
-machine, submitit on a Slurm cluster, Ray on its own.
+Hydra's basic launcher runs jobs one by one in this process. All others start processes for them: joblib on this
+machine, submitit on a Slurm cluster, Ray on a Ray cluster.
 """
 
 import os
@@ -22,11 +22,11 @@ from ablate.study.launch.progress import ENDED, status_of
 from ablate.study.plan.arms import Arm, Job
 
 Launch = Callable[..., Sequence[JobReturn]]
-HERE = ("basic", "joblib", "submitit_local")  # launchers whose jobs run on this machine
+HERE = ("basic", "joblib", "submitit_local")  # the launchers that run jobs on this machine
 
 
 def launcher_of(hydra: DictConfig) -> str:
-    """The option of hydra/launcher, from Hydra's own node: basic, joblib, submitit_local, submitit_slurm, ray, ..."""
+    """The chosen option of hydra/launcher: basic, joblib, submitit_local, submitit_slurm, ray, ..."""
     return hydra.runtime.choices["hydra/launcher"]
 
 
@@ -36,29 +36,33 @@ def is_elsewhere(hydra: DictConfig) -> bool:
 
 
 def check_devices(hydra: DictConfig, arms: list[Arm]) -> None:
-    """Raises AblateError if a launcher's processes would have to start further ones: there is no command to repeat."""
+    """Raises AblateError if an arm trains on several devices and its runs are started in other processes.
+
+    Lightning starts further ranks by repeating the command line, and a launcher's process has none to repeat.
+    """
     for arm in arms:
         trainer = arm.config["trainer"]
         if is_elsewhere(hydra) and trainer["devices"] * trainer["num_nodes"] > 1:
             raise AblateError(
-                f"hydra/launcher={launcher_of(hydra)}: a run of it trains on one device, and '{arm.name}' on several; "
+                f"hydra/launcher={launcher_of(hydra)}: its runs train on one device, but '{arm.name}' wants more; "
                 "leave hydra/launcher out, or set trainer.devices=1"
             )
 
 
-def launch_all(launch: Launch, jobs: list[Job], shared: list[str], first: int, launcher: str) -> list[JobReturn]:
-    """One result per job, in their order; `first`: the number of the first.
+def launch_all(launch: Launch, jobs: list[Job], first: int, launcher: str) -> list[JobReturn]:
+    """One result per job, in their order. first: Hydra's number of the first job.
 
-    joblib ends all its processes as one of them dies, and does not say whose it was. Jobs that had not begun are then
-    launched again, and those that had begun, and not ended, after them, alone: whichever dies alone has failed.
+    When one of its processes dies, joblib ends all of them and does not say which one died. The jobs that had not begun
+    are then launched again together. After them each job that had begun but not ended is launched alone: if it dies
+    again, it is the one that failed.
 
     Raises:
-        AblateError: the launcher fails before any job has begun.
+        AblateError: the launcher failed before any job had begun.
     """
     before = [_mark(job) for job in jobs]
     try:
-        with _END_OF_JOBS.get(launcher, nullcontext)():
-            return list(launch([job.overrides(shared) for job in jobs], initial_job_idx=first))
+        with _KEEPS_RESULTS.get(launcher, nullcontext)():
+            return list(launch([job.overrides for job in jobs], initial_job_idx=first))
     except AblateError:
         raise
     except Exception as error:
@@ -67,16 +71,18 @@ def launch_all(launch: Launch, jobs: list[Job], shared: list[str], first: int, l
             raise AblateError(f"hydra/launcher={launcher}: {one_line(error)}") from error
         if len(jobs) == 1:
             return [failed(error)]
-    found: dict[int, JobReturn] = {}
-    fresh = [i for i, has in enumerate(begun) if not has]
-    alone = [[i] for i, has in enumerate(begun) if has and status_of(jobs[i].path) not in ENDED]
-    for group in ([fresh] if fresh else []) + alone:
-        returns = launch_all(launch, [jobs[i] for i in group], shared, first + group[0], launcher)
-        found |= dict(zip(group, returns, strict=True))
-    return [found.get(i, JobReturn(status=JobStatus.COMPLETED)) for i in range(len(jobs))]
+    fresh = [i for i, has_begun in enumerate(begun) if not has_begun]
+    alone = [[i] for i, has_begun in enumerate(begun) if has_begun and status_of(jobs[i].path) not in ENDED]
+    results = [JobReturn(status=JobStatus.COMPLETED) for _ in jobs]
+    for group in [fresh, *alone] if fresh else alone:
+        returns = launch_all(launch, [jobs[i] for i in group], first + group[0], launcher)
+        for i, returned in zip(group, returns, strict=True):
+            results[i] = returned
+    return results
 
 
 def failed(error: BaseException) -> JobReturn:
+    """The result of a job that died without one."""
     return JobReturn(status=JobStatus.FAILED, _return_value=error)
 
 
@@ -87,7 +93,7 @@ def reason(error: Any) -> str:
 
 @contextmanager
 def sigterm_exits() -> Iterator[None]:
-    """SIGTERM ends this process as an exception does, so that launchers can end theirs."""
+    """Turns SIGTERM into SystemExit, so that a launcher can end its processes on the way out."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -99,7 +105,7 @@ def sigterm_exits() -> Iterator[None]:
 
 
 def _mark(job: Job) -> int | None:
-    """What changes as a job begins: when its summary was last written."""
+    """When the job's summary was last written: that changes when the job begins."""
     try:
         return (job.path / "summary.json").stat().st_mtime_ns
     except OSError:
@@ -107,7 +113,7 @@ def _mark(job: Job) -> int | None:
 
 
 class _Submitted:
-    """A job of submitit's, as its launcher awaits it."""
+    """A job of submitit that returns a failed result if its process died, and ends the others if interrupted."""
 
     def __init__(self, job: Any, array: list[Any]):
         self._job, self._array = job, array
@@ -115,7 +121,7 @@ class _Submitted:
     def results(self) -> list[Any]:
         try:
             return self._job.results()
-        except Exception as error:  # the process died, and left no result
+        except Exception as error:
             return [failed(error)]
         except BaseException:
             _end(self._array)
@@ -123,13 +129,16 @@ class _Submitted:
 
 
 def _end(jobs: list[Any], rounds: int = 6) -> None:
-    """Cancels jobs of a cluster. Those of this machine checkpoint and stop; a second signal ends them at once."""
+    """Cancels jobs on a cluster, and sends SIGTERM to those on this machine.
+
+    The first signal makes a run write a checkpoint and stop, a second one ends it at once.
+    """
     from submitit import LocalJob
 
     for job in jobs:
         if not isinstance(job, LocalJob):
             job.cancel()
-    for _ in range(rounds):  # a process that is still importing drops the signal
+    for _ in range(rounds):  # a process that is still importing may ignore the signal
         left = [job for job in jobs if isinstance(job, LocalJob) and not job.done()]
         for job in left:
             os.kill(int(job.job_id), signal.SIGTERM)
@@ -140,7 +149,7 @@ def _end(jobs: list[Any], rounds: int = 6) -> None:
 
 @contextmanager
 def _submitit() -> Iterator[None]:
-    """The launcher awaits every job, and cancels them all when it is interrupted."""
+    """Lets Hydra's submitit launcher wait for every job, and end them all when it is interrupted."""
     from submitit import AutoExecutor
 
     original = AutoExecutor.map_array
@@ -155,7 +164,7 @@ def _submitit() -> Iterator[None]:
 
 @contextmanager
 def _ray() -> Iterator[None]:
-    """The launcher awaits every job; Ray itself ends them all with this process."""
+    """Lets Hydra's Ray launcher wait for every job. Ray itself ends its processes with this one."""
     import ray
 
     original = ray.get
@@ -172,6 +181,7 @@ def _ray() -> Iterator[None]:
 
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Sets an attribute of a library for the duration of the block."""
     original = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -180,4 +190,5 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, original)
 
 
-_END_OF_JOBS = {"submitit_local": _submitit, "submitit_slurm": _submitit, "ray": _ray}
+# Without these the launcher gives up all jobs when one has left no result.
+_KEEPS_RESULTS = {"submitit_local": _submitit, "submitit_slurm": _submitit, "ray": _ray}

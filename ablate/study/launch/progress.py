@@ -1,25 +1,28 @@
-"""How far a study is: told by each run as it ends, or read from the run folders where others write them."""
+"""How far a study is, by the summaries in its run folders.
 
-import json
+Hydra's basic launcher runs jobs in the sweeper's process: each prints the line as it ends. Other launchers' jobs print
+to files of their own, so a thread of the sweeper watches their folders.
+"""
+
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ablate.errors import AblateError
-from ablate.files import write_json
+from ablate.files import read_json, write_json
 from ablate.run import read_summary
+from ablate.words import duration
 
-ENDED = ("finished", "diverged")  # a run that did either is not run again
+ENDED = ("finished", "diverged")  # such a run is not run again
 _OVER = (*ENDED, "failed")
 _FILE = "progress.json"
 
 
 def status_of(path: Path) -> str | None:
-    """What the run in a folder says of itself; None: there is none yet."""
+    """The status in the folder's summary.json; None: there is none yet."""
     try:
         return read_summary(path).get("status")
     except AblateError:
@@ -28,7 +31,10 @@ def status_of(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Progress:
-    """The runs of a study, and how many of them had ended when those at work now began."""
+    """All runs of a study (`paths`, relative to its folder), and how many had ended when the current ones began.
+
+    began: when that was, in seconds since the epoch.
+    """
 
     folder: Path
     paths: list[str]
@@ -37,21 +43,23 @@ class Progress:
 
     @classmethod
     def begin(cls, folder: Path, paths: list[Path]) -> "Progress":
+        """Counts from now on, and keeps that in the study's folder for `read`."""
         names = [str(path.relative_to(folder)) for path in paths]
-        progress = cls(folder, names, 0, time.time())
-        progress = cls(folder, names, len(progress.statuses(ENDED)), progress.began)
-        write_json(folder / _FILE, {"paths": names, "ended_before": progress.ended_before, "began": progress.began})
-        return progress
+        ended, now = sum(status_of(path) in ENDED for path in paths), time.time()
+        write_json(folder / _FILE, {"paths": names, "ended_before": ended, "began": now})
+        return cls(folder, names, ended, now)
 
     @classmethod
     def read(cls, folder: Path) -> "Progress | None":
+        """What `begin` kept; None if there is none."""
         try:
-            found: dict[str, Any] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-            return cls(folder, found["paths"], found["ended_before"], found["began"])
-        except (OSError, ValueError, KeyError):
+            kept = read_json(folder / _FILE)
+            return cls(folder, kept["paths"], kept["ended_before"], kept["began"])
+        except (AblateError, KeyError):
             return None
 
     def statuses(self, wanted: tuple[str, ...]) -> list[str]:
+        """The statuses of the runs that have one of `wanted`."""
         return [status for path in self.paths if (status := status_of(self.folder / path)) in wanted]
 
     def line(self) -> str:
@@ -63,12 +71,12 @@ class Progress:
         done, left = len(ended) - self.ended_before, len(self.paths) - len(ended)
         if done and left:
             seconds = (time.time() - self.began) / done * left
-            parts.append(f"about {_time(seconds)} left")
+            parts.append(f"about {duration(seconds)} left")
         return ", ".join(parts)
 
 
 def tell(run_dir: str) -> None:
-    """Prints how far the study is that the run in this folder is one of."""
+    """Prints how far the study is to which the run in this folder belongs."""
     progress = Progress.read(Path(run_dir).parents[2])
     if progress is not None:
         print(progress.line(), flush=True)
@@ -76,7 +84,7 @@ def tell(run_dir: str) -> None:
 
 @contextmanager
 def watched(progress: Progress, every_s: float = 2.0) -> Iterator[None]:
-    """Prints how far the study is whenever that changes, while other processes run it."""
+    """While the block lasts, prints how far the study is whenever a run of another process has ended."""
     done = threading.Event()
     shown = progress.statuses(_OVER)
 
@@ -99,9 +107,3 @@ def watched(progress: Progress, every_s: float = 2.0) -> Iterator[None]:
         done.set()
         thread.join()
         show()
-
-
-def _time(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,1 +1,1 @@
-"""What a study runs: its arms, matched and held to one budget, and their learning rates."""
+"""What a study runs: its arms, their matched sizes, numbers of steps and learning rates."""

@@ -1,92 +1,88 @@
-"""What each run may spend: as many tokens as the baseline, as many training FLOPs, or as many seconds."""
+"""How many steps each arm trains, so that its runs cost what the baseline's cost: tokens, training FLOPs or seconds."""
 
 import json
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-
 from ablate.accounting import tokens_per_step
+from ablate.benchmark.training import measure
 from ablate.errors import AblateError
-from ablate.files import make_folder, write_json
-from ablate.model.config import DecoderConfig
+from ablate.files import make_folder, read_json, write_json
 from ablate.overrides import settings
-from ablate.study.plan.arms import Arm, Compose
+from ablate.study.plan.arms import Arm, naming
 from ablate.study.plan.match import budget_of
 from ablate.study.question import Study
-from ablate.training.parts import read_data
+from ablate.training.parts import assemble
 
 
-def hold(study: Study, arms: list[Arm], compose: Compose, shared: list[str], folder: Path) -> list[Arm]:
-    """The arms, each with the number of steps that costs what the baseline's cost.
+def hold(study: Study, arms: list[Arm], pieces: Mapping[str, Mapping[int, int]], folder: Path) -> list[Arm]:
+    """The arms, each with the number of steps that costs what the baseline's steps cost.
 
-    folder: the study's, where the seconds of a step are kept, so that the same command goes on with the same steps.
+    pieces: arm -> the pieces of its training rows; read only with hold=flops.
+    folder: the study's; it keeps the measured seconds, so that repeating the command gives the same numbers of steps.
+
+    Raises:
+        AblateError: one step of an arm costs more than all of the baseline's.
     """
     if study.hold == "tokens":
         cost = {arm.name: tokens_per_step(arm.config) for arm in arms}
+    elif study.hold == "flops":
+        cost = {arm.name: _flops(arm, pieces[arm.name]) for arm in arms}
     else:
-        cost = _flops(arms) if study.hold == "flops" else _kept_seconds(arms, folder / "seconds_a_step.json")
-    first = arms[0].config["trainer"]["max_steps"]
-    changed = [arms[0]]
-    for arm in arms[1:]:
-        steps = round(first * cost[arms[0].name] / cost[arm.name])
+        cost = _kept_seconds(arms, folder / "seconds_a_step.json")
+    baseline, *others = arms
+    baseline_steps = baseline.config["trainer"]["max_steps"]
+    held = [baseline]
+    for arm in others:
+        steps = round(baseline_steps * cost[baseline.name] / cost[arm.name])
         if steps < 1:
             raise AblateError(f"study.hold={study.hold}: one step of '{arm.name}' costs more than the whole baseline")
-        if steps != first:
-            arm = arm.with_overrides([f"trainer.max_steps={steps}"], compose, shared)
-        changed.append(arm)
-    return changed
+        held.append(arm if steps == baseline_steps else arm.with_override(f"trainer.max_steps={steps}"))
+    return held
 
 
-def _flops(arms: list[Arm]) -> dict[str, float]:
-    """Training FLOPs of one optimiser step, on the corpus as each arm packs it."""
-    cost = {}
-    for arm in arms:
-        data, corpus = read_data(arm.config["data"])
-        rows = corpus.open(data, arm.config["seed"], Path(arm.config["paths"]["data"])).train
-        counted = budget_of(arm.config["model"], rows.pieces(data.max_rows))
-        cost[arm.name] = counted.training_flops_per_token * tokens_per_step(arm.config)
-    return cost
+def _flops(arm: Arm, pieces: Mapping[int, int]) -> float:
+    """Training FLOPs of one optimiser step, on the corpus as the arm packs it."""
+    return budget_of(arm.config["model"], pieces).training_flops_per_token * tokens_per_step(arm.config)
 
 
 def _kept_seconds(arms: list[Arm], file: Path) -> dict[str, float]:
-    """Of a step, as measured when an arm came to the study; one that comes later is timed beside the baseline."""
+    """Arm -> seconds of one step, as measured when the arm joined the study.
+
+    An arm that joins later is timed beside the baseline, and scaled by what the baseline took then and takes now.
+    """
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        kept = read_json(file)
+    except AblateError:
         kept = {}
     key = {arm.name: sha256(json.dumps(settings(arm.config), sort_keys=True).encode()).hexdigest() for arm in arms}
-    first, *others = arms
-    new = [arm for arm in others if key[arm.name] not in kept] if key[first.name] in kept else arms
+    baseline, *others = arms
+    known = key[baseline.name] in kept
+    new = [arm for arm in others if not known or key[arm.name] not in kept]
     if new:
-        timed = _seconds([first, *(arm for arm in new if arm is not first)])
-        pace = kept.get(key[first.name], timed[first.name]) / timed[first.name]
-        kept |= {key[arm.name]: timed[arm.name] * pace for arm in new}
+        measured = _seconds([baseline, *new])
+        before = kept.setdefault(key[baseline.name], measured[baseline.name])
+        kept |= {key[arm.name]: measured[arm.name] * before / measured[baseline.name] for arm in new}
         make_folder(file.parent, "run_dir")
         write_json(file, kept)
     return {arm.name: kept[key[arm.name]] for arm in arms}
 
 
 def _seconds(arms: list[Arm], rounds: int = 3) -> dict[str, float]:
-    """Seconds of one optimiser step, measured here and now, in turn, with all that a run does around it."""
-    from ablate.benchmark.training.measure import time_steps
-
+    """Arm -> seconds of one optimiser step, measured on this machine in turn, callbacks and logging included."""
     print(f"study.hold=seconds: timing the steps of {len(arms)} arms in turn", flush=True)
-    rows = time_steps([_contestant(arm) for arm in arms], rounds, say=lambda line: None)
+    rows = measure.time_steps([_contestant(arm) for arm in arms], rounds, say=lambda line: None)
     return {
         arm.name: row["step_ms"] / 1e3 * arm.config["trainer"]["accumulate_grad_batches"]
         for arm, row in zip(arms, rows, strict=True)
     }
 
 
-def _contestant(arm: Arm):
-    from ablate.benchmark.training.measure import Setting, ours, packed_batch
-    from ablate.hardware import resolve_accelerator, resolve_precision
-
-    config = DecoderConfig.from_dict(arm.config["model"])
-    accelerator = resolve_accelerator(arm.config["trainer"]["accelerator"])
-    precision = resolve_precision(arm.config["trainer"]["precision"], accelerator)
-    batch = packed_batch(config, arm.config["data"]["batch_size"], documents_per_row=4, seed=0)
-    optimizer = instantiate(OmegaConf.create(arm.config["optimizer"]))
-    return ours(Setting(config, optimizer, batch, accelerator, steps=8, seed=0), precision, arm.config["compile"])
+def _contestant(arm: Arm) -> measure.Contestant:
+    with naming(arm.name):
+        parts = assemble(arm.node, device="meta")
+    config = parts.decoder.config
+    batch = measure.packed_batch(config, parts.data.batch_size, documents_per_row=4, seed=0)
+    setting = measure.Setting(config, parts.optimizer, batch, parts.accelerator, steps=8, seed=0)
+    return measure.ours(setting, parts.precision, arm.config["compile"])

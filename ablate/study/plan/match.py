@@ -1,4 +1,4 @@
-"""Matched budgets: the width of the FFN, the depth or the width at which an arm costs what the baseline does."""
+"""Matched budgets: the width of the FFN, the depth or the width at which an arm costs what the baseline costs."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -13,47 +13,51 @@ from ablate.model.config import DecoderConfig
 from ablate.model.decoder import Decoder
 from ablate.study.question import Study
 
-TOLERANCE = 0.01
+TOLERANCE = 0.01  # as a share of the baseline's cost
 Cost = Callable[[dict[str, Any]], float]
 _KEYS = {"ffn": "model.ffn.hidden", "depth": "model.depth", "dim": "model.dim"}
 
 
 @dataclass(frozen=True)
 class Matched:
-    """An arm as it is going to be trained: the override that brings it to the budget, if one is needed."""
+    """How an arm is brought to the baseline's budget.
+
+    budget: the arm's, once matched. override: sets the size that matches it; None: it needs none.
+    difference: (arm - baseline) / baseline of what is matched, or of the parameters with match=none.
+    """
 
     budget: Budget
     override: str | None
-    difference: float  # from the baseline, as a share of it, in what is matched; of parameters where nothing is
+    difference: float
 
 
 def budget_of(model: dict[str, Any], pieces: Mapping[int, int] | None = None) -> Budget:
-    """The budget of a resolved node `model`, counted without building weights; pieces: as `ablate.budget` takes them.
+    """The budget of a resolved node `model`, counted without weights. pieces: see `ablate.budget`.
 
     Raises:
-        AblateError: what cannot be built.
+        AblateError: the model cannot be built.
     """
     return budget(_without_weights(model), pieces)
 
 
 def match(study: Study, models: dict[str, dict[str, Any]]) -> dict[str, Matched]:
-    """Arm -> what makes it fit: all within 1% of the baseline, which stays as it is.
+    """Arm -> its match: every arm within 1% of the baseline, which is left as it is.
 
-    An arm that is within 1% already stays as it is too: what differs is then the arm's own change alone.
+    An arm that lies within 1% from the start is left as it is, too, so that it differs only in its own change.
 
     Raises:
-        AblateError: an arm that no size brings within 1%.
+        AblateError: no size brings an arm within 1%.
     """
     cost_of = _flops if study.match == "flops" else _parameters
     target = cost_of(models[study.baseline])
-    found = {}
+    matched = {}
     for arm, model in models.items():
         cost, override = cost_of(model), None
         if study.match != "none" and abs(cost / target - 1) > TOLERANCE:
             size, cost = _solve(study, arm, model, cost_of, target)
             model, override = _sized(model, study.match_by, size), f"++{_KEYS[study.match_by]}={size}"
-        found[arm] = Matched(budget_of(model), override, cost / target - 1)
-    return found
+        matched[arm] = Matched(budget_of(model), override, cost / target - 1)
+    return matched
 
 
 def _without_weights(model: dict[str, Any]) -> Decoder:
@@ -70,7 +74,7 @@ def _flops(model: dict[str, Any]) -> float:
 
 
 def _solve(study: Study, arm: str, model: dict[str, Any], cost_of: Cost, target: float) -> tuple[int, float]:
-    """The size at which an arm costs what the baseline does, and what it costs then."""
+    """The size at which an arm's cost is nearest to `target`, and that cost. FFNs are tried in steps of 8 first."""
     by = study.match_by
     for grain in {"ffn": (8, 1), "depth": (1,), "dim": (2 * model["heads"],)}[by]:
         size = _nearest(lambda size: cost_of(_sized(model, by, size)), grain, target)
@@ -84,16 +88,16 @@ def _solve(study: Study, arm: str, model: dict[str, Any], cost_of: Cost, target:
 
 
 def _nearest(cost_at: Callable[[int], float], grain: int, target: float) -> int:
-    """The multiple of `grain` whose cost is nearest to `target`, by secants: costs rise about linearly with size."""
+    """The multiple of `grain` whose cost is nearest to `target`, by the secant method, as costs are nearly linear."""
     multiple, cost = 1, cost_at(grain)
     slope = cost_at(2 * grain) - cost
     for _ in range(50):
-        following = max(1, multiple + round((target - cost) / slope))
-        if following == multiple:
+        step = max(1, multiple + round((target - cost) / slope)) - multiple
+        if step == 0:
             break
-        following_cost = cost_at(following * grain)
-        slope = (following_cost - cost) / (following - multiple)
-        multiple, cost = following, following_cost
+        previous, multiple = cost, multiple + step
+        cost = cost_at(multiple * grain)
+        slope = (cost - previous) / step
     return multiple * grain
 
 

@@ -1,37 +1,40 @@
-"""The learning rate of each arm: the same grid for all, on seeds that are then not used again."""
+"""Tuning the learning rate: every arm tries the same grid, with seeds that the study does not use."""
 
 import statistics
 from pathlib import Path
 from typing import Any
 
 from ablate.errors import AblateError
-from ablate.study.plan.arms import Arm, Compose, Job, folder_name
+from ablate.study.plan.arms import Arm, Job, folder_name
 from ablate.study.question import Study, Tuning
 from ablate.study.records import RunRecord
 
 
-def tuning_jobs(
-    study: Study, tuning: Tuning, arms: list[Arm], folder: Path, compose: Compose, shared: list[str]
-) -> list[Job]:
+def tuning_jobs(tuning: Tuning, arms: list[Arm], folder: Path) -> list[Job]:
     """Every arm at every learning rate, with every tuning seed."""
     return [
         Job(tried, seed, folder / "tuning" / folder_name(arm.name) / f"lr_{lr:g}_seed_{seed}", "tuning")
         for lr in tuning.grid
         for arm in arms
-        for tried in [arm.with_overrides([f"optimizer.lr={lr}"], compose, shared)]
+        for tried in [at_rate(arm, lr)]
         for seed in tuning.seeds
     ]
 
 
-def choose(study: Study, tuning: Tuning, records: list[RunRecord]) -> dict[str, Any]:
-    """The grid, each arm's points (learning rate, seed, metric or null) and its choice.
+def at_rate(arm: Arm, lr: float) -> Arm:
+    return arm.with_override(f"optimizer.lr={lr}")
 
-    A learning rate at which a run diverged is not chosen. `edge`: the choice is the grid's first or last.
+
+def choose(study: Study, tuning: Tuning, records: list[RunRecord]) -> dict[str, Any]:
+    """The grid and, for each arm, its points (learning rate, seed, metric or null), its best rate and whether that is
+    the grid's first or last (`edge`).
+
+    A learning rate at which a run diverged is not chosen.
 
     Raises:
-        AblateError: an arm that finished at no learning rate.
+        AblateError: an arm diverged at every learning rate.
     """
-    found: dict[str, Any] = {}
+    tuned: dict[str, Any] = {}
     for arm in study.arms:
         points = [(_lr(r), r.seed, r.metric(study.metric)) for r in records if r.arm == arm]
         points = sorted(p for p in points if p[0] in tuning.grid and p[1] in tuning.seeds)
@@ -41,11 +44,11 @@ def choose(study: Study, tuning: Tuning, records: list[RunRecord]) -> dict[str, 
             if len(values) == len(tuning.seeds) and None not in values:
                 means[lr] = statistics.fmean(values)
         if not means:
-            raise AblateError(f"study.lr_grid: '{arm}' finished at no learning rate of it; choose lower ones")
+            raise AblateError(f"study.lr_grid: no learning rate lets all runs of '{arm}' finish; choose lower ones")
         chosen = (max if study.rising else min)(means, key=means.get)
         edge = chosen in (tuning.grid[0], tuning.grid[-1])
-        found[arm] = {"points": [list(point) for point in points], "chosen": chosen, "edge": edge}
-    return {"grid": tuning.grid, "arms": found}
+        tuned[arm] = {"points": [list(point) for point in points], "chosen": chosen, "edge": edge}
+    return {"grid": tuning.grid, "arms": tuned}
 
 
 def _lr(record: RunRecord) -> float:
