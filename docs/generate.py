@@ -220,7 +220,7 @@ def wiring(name: str) -> str:
 
 def kernels() -> str:
     """Every component that asks something of a kernel x every kernel, from what the kernels declare."""
-    names = list(KERNELS)
+    names = [name for name, kernel in KERNELS.items() if not kernel.decoding_only]
     rows = {
         **{f"pattern `{label}`": Scores(pattern, 8, 2, 64) for label, pattern in patterns()},
         "soft-cap of scores": Scores(AXES["pattern"].build({"name": "full"}), 8, 2, 64, softcap=50.0),
@@ -240,7 +240,9 @@ def kernels() -> str:
         "GPU, fp32 training": Place("cuda", torch.float32, gradient=True),
     }
     for label, place in places.items():
-        lines.append(f"| {label} | " + " | ".join(yes(KERNELS[n].refusal(plain, place) is None) for n in names) + " |")
+        lines.append(
+            f"| {label} | " + " | ".join(yes(KERNELS[n].declared_refusal(plain, place) is None) for n in names) + " |"
+        )
     lines.append("| reads a cache | " + " | ".join(yes(KERNELS[n].cache) for n in names) + " |")
     return "\n".join(lines)
 

@@ -15,9 +15,9 @@ from ablate.benchmark.generation import limits
 from ablate.benchmark.generation.limits import Limits, Work, measure_limits, read_bandwidth, weight_bytes
 from ablate.generation.decode import _Cached, _Uncached
 from ablate.generation.step import Step
-from ablate.model.axes import moe
 from ablate.model.cache import LayerShape
 from ablate.model.decoder import Decoder
+from ablate.model.kernels import grouped
 
 CYCLE = {"cycle": ["full", "local", "strided"], "window": 5, "stride": 3}
 MIXTURE = {"name": "moe", "experts": 5, "top_k": 2, "hidden": 8, "shared_experts": 1}
@@ -107,7 +107,7 @@ def masked_flops(model: Decoder, query: int, keys: Callable[[LayerShape], int]) 
 @pytest.mark.parametrize("choice", MODELS)
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_the_flops_of_a_step_are_those_of_its_products(choice, pattern, monkeypatch):
-    monkeypatch.setattr(moe, "_LEAST_ROWS", 1)  # no padding: what is computed is what is needed
+    monkeypatch.setattr(grouped, "LEAST_ROWS", 1)  # no padding: what is computed is what is needed
     model, length = built(choice, pattern), 9
     rows, work, seen = prompts(2, length), Work(model), length + 1
     step = Step(model, model.new_cache(2, seen))

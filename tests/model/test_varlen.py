@@ -90,7 +90,7 @@ def kernel(request, monkeypatch):
         monkeypatch.setattr("ablate.model.kernels.varlen.FLASH_ATTN", True)
     else:
         monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", function)
-    monkeypatch.setattr(Packed, "_missing", lambda self: None)
+    monkeypatch.setattr(Packed, "missing", lambda self: None)
     monkeypatch.setattr(Packed, "devices", None)
     monkeypatch.setattr(Packed, "dtypes", None)
     return name

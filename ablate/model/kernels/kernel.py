@@ -70,7 +70,15 @@ class Kernel:
 
     def refusal(self, scores: Scores, place: Place | None = None) -> str | None:
         """Why this kernel cannot compute a layer: anywhere at all, or, given a place, there on this machine."""
+        return self.declared_refusal(scores, place) or (None if place is None else self.missing())
+
+    def declared_refusal(self, scores: Scores, place: Place | None = None) -> str | None:
+        """The same by what the kernel declares, on any machine."""
         return self._refusal_of(scores) or (None if place is None else self._refusal_at(place, scores))
+
+    def missing(self) -> str | None:
+        """What this machine, which has one of `devices`, lacks for it: a package, a newer GPU."""
+        return None
 
     def make_mask(self, scores: Scores, layout: Layout, dtype: torch.dtype) -> Any:
         """The mask and the position's bias for one pass, for scores in `dtype`."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ablate.errors import AblateError
-from ablate.model.kernels.kernel import Kernel, Place, Scores, register
+from ablate.model.kernels.kernel import Kernel, Scores, register
 from ablate.model.masks import Layout
 
 _TOO_MANY = "max_documents: a row has more documents than that; pass a larger number, or None"
@@ -28,11 +28,7 @@ class Packed(Kernel):
     dtypes = (torch.bfloat16, torch.float16)
     head_dims = range(8, 257, 8)
 
-    def _refusal_at(self, place: Place, scores: Scores) -> str | None:
-        return super()._refusal_at(place, scores) or self._missing()
-
-    def _missing(self) -> str | None:
-        """What this machine lacks."""
+    def missing(self) -> str | None:
         if torch.cuda.get_device_properties().major < 8:
             return "needs a GPU of compute capability 8.0 (Ampere, 2020) or later"
         return None
@@ -123,8 +119,8 @@ class Flash(Packed):
 
     softcap = True
 
-    def _missing(self) -> str | None:
-        return super()._missing() if FLASH_ATTN else "flash-attn is not installed: pip install 'ablate[flash]'"
+    def missing(self) -> str | None:
+        return super().missing() if FLASH_ATTN else "flash-attn is not installed: pip install 'ablate[flash]'"
 
     def attend(self, q, k, v, bounds, longest, window, scores) -> Tensor:
         from flash_attn.flash_attn_interface import flash_attn_varlen_func
