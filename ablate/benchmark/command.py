@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from hydra.conf import HydraConf
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.box import SIMPLE
 from rich.console import Console
@@ -33,6 +32,7 @@ from ablate.model.config import DecoderConfig, load_plugins
 from ablate.model.decoder import Decoder
 from ablate.model.kernels.kernel import Place as KernelPlace
 from ablate.run import load
+from ablate.training.optimizer import OPTIMIZERS
 from ablate.training.provenance import provenance
 from ablate.training.quiet import quiet
 
@@ -186,7 +186,7 @@ def run_training(config: DictConfig, out: Path) -> None:
         check_peer(model)
     setting = Setting(
         model,
-        instantiate(config.optimizer),
+        OPTIMIZERS.build(plain(config.optimizer)),
         packed_batch(model, config.batch_size, config.documents_per_row, config.seed),
         resolve_accelerator(config.accelerator, "accelerator"),
         config.steps,

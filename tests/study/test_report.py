@@ -132,7 +132,8 @@ def test_question_conditions_and_notes_come_first(whole):
     _, (page, markdown, _) = whole
     assert page.texts["h1"] == [study().question]
     line = (
-        "study position · val/loss, nats a token · 6 seeds · equal parameters · equal tokens · stdlib · CPU, 2 threads"
+        "study position · val/loss, nats per token · 6 seeds · equal parameters · equal tokens · stdlib · "
+        "CPU, 2 threads"
     )
     assert page.texts["p"][0] == line
     assert "A note upon the whole." in page.texts["li"]
@@ -146,10 +147,10 @@ def test_the_table_has_the_means_and_what_they_range_over(whole):
     for arm in ARMS:
         row, losses = arms_row(page, arm), [r.metric("val/loss") for r in records if r.arm == arm]
         loss = f"{mean(records, arm, lambda r: r.metric('val/loss')):.4f}"
-        assert row["val/loss, nats a token"] == f"{loss}|{min(losses):.4f} – {max(losses):.4f}"
+        assert row["val/loss, nats per token"] == f"{loss}|{min(losses):.4f} – {max(losses):.4f}"
         assert f"{loss} ({min(losses):.4f} – {max(losses):.4f})" in markdown
         bpb = mean(records, arm, lambda r: r.metric("val/bpb"))
-        assert row["val/bpb, bits a byte"].startswith(f"{bpb:.4f}|")
+        assert row["val/bpb, bits per byte"].startswith(f"{bpb:.4f}|")
         rate = mean(records, arm, lambda r: r.summary["speed"]["train_tokens_per_s"])
         assert row["training tokens/s"].startswith(f"{rate:,.0f}|")
         known = {
@@ -330,7 +331,7 @@ def test_a_run_that_diverged_is_counted_and_drawn_and_not_averaged(tmp_path):
     page, markdown, data = report(tmp_path, records=records)
     row = arms_row(page, "none")
     assert (row["runs"], row["diverged"]) == ("6", "1")
-    assert row["val/loss, nats a token"].startswith(f"{mean(records, 'none', lambda r: r.metric('val/loss')):.4f}|")
+    assert row["val/loss, nats per token"].startswith(f"{mean(records, 'none', lambda r: r.metric('val/loss')):.4f}|")
     lost = traces(page, "curves")["none, diverged"]
     assert lost["x"][-1] == 160 * 4096  # the last that was finite
     assert any("Dotted: runs that diverged" in text for text in page.texts["figcaption"])
@@ -346,7 +347,7 @@ def test_arms_that_all_diverged(tmp_path):
     assert "forest" not in page.figures
     assert any("No pair of runs gives an effect of none." in text for text in page.texts["li"])
     row = arms_row(page, "none")
-    assert (row["diverged"], row["val/loss, nats a token"], row["parameters"]) == ("6", "", "1.48M")
+    assert (row["diverged"], row["val/loss, nats per token"], row["parameters"]) == ("6", "", "1.48M")
     assert data["arms"]["none"]["effect"] is None
     assert "**none**: cannot tell" in markdown
 

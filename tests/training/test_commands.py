@@ -75,7 +75,7 @@ BAD_MODEL = {
 }
 BAD_TRAINING = {
     "trainer.max_steps=0": ("trainer.max_steps=0", "at least 1"),
-    "trainer.max_steps=abc": ("trainer.max_steps=abc", "whole number"),
+    "trainer.max_steps=abc": ("trainer.max_steps='abc'", "whole number"),
     "trainer.max_step=5": ("trainer.max_step", "'max_steps'"),
     "+trainer.max_step=5": ("trainer", "max_step"),
     "trainer.precision=foo": ("precision", "foo"),
@@ -86,7 +86,7 @@ BAD_TRAINING = {
     "+scheduler.foo=1": ("scheduler", "foo"),
     "scheduler=cosin": ("scheduler", "'cosine'"),
     "seed=-1": ("seed=-1",),
-    "seed=abc": ("seed=abc",),
+    "seed=abc": ("seed='abc'",),
     "plugins=[no_such_module]": ("plugins", "no_such_module"),
     "model.dim=[1": ("model.dim=[1",),
     "experiment=nothing": ("experiment", "nothing"),
@@ -391,8 +391,8 @@ def test_a_run_of_a_users_norm_can_be_resumed(command, place, plugin, monkeypatc
 
 def test_loading_a_users_norm_without_its_module_says_what_is_missing(command, place, plugin, registries):
     words = [*plugin, "plugins=[my_norms]", "model/norm=scalenorm"]
-    assert command("train.py", *place.overrides, *QUICK, *words, f"run_dir={place.runs / 'mine'}").status == 0
-    del registries["norm"]._components["scalenorm"]
+    with registries["norm"].scoped():
+        assert command("train.py", *place.overrides, *QUICK, *words, f"run_dir={place.runs / 'mine'}").status == 0
     outcome = command("generate.py", f"run={place.runs / 'mine'}")
     assert_refused(outcome, "model.norm", "scalenorm")
 

@@ -15,7 +15,7 @@ from ablate.compose import compose_config, plain
 from ablate.model.config import DecoderConfig
 from ablate.model.decoder import Decoder, Record
 from ablate.model.loss import next_token_loss
-from ablate.training.optimizer import adamw
+from ablate.training.optimizer import AdamW
 from ablate.training.sharding import ShardedStrategy, shard
 
 from .harness import (
@@ -113,8 +113,8 @@ def test_a_sharded_model_has_the_gradients_of_a_whole_one(mesh, overrides):
 
 def test_a_checkpoint_of_one_process_gives_each_weight_its_own_moments(mesh):
     sharded, whole = build([], mesh), build([], None)
-    options = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-    optimizers = [adamw(decoder, **options) for decoder in (sharded, whole)]
+    adamw = AdamW(lr=0.01, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1)
+    optimizers = [adamw(decoder) for decoder in (sharded, whole)]
     backward(whole)
     optimizers[1].step()
     strategy = ShardedStrategy(1)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ablate.errors import AblateError
-from ablate.training.callbacks import signals_later
+from ablate.training.callbacks import delay_signals
 from ablate.training.module import LanguageModel
 
 from .harness import (
@@ -288,7 +288,7 @@ def test_a_signal_waits_for_what_is_being_written():
     said = []
     previous = signal.signal(signal.SIGTERM, lambda signum, frame: said.append("stopped"))
     try:
-        with signals_later():
+        with delay_signals():
             signal.raise_signal(signal.SIGTERM)
             said.append("written")
     finally:

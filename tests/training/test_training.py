@@ -11,9 +11,9 @@ import torch
 import ablate
 from ablate.errors import AblateError
 from ablate.hardware import peak_flops as measured_peak_flops
-from ablate.training import scheduler
 from ablate.training.module import LanguageModel
-from ablate.training.optimizer import adamw
+from ablate.training.optimizer import AdamW
+from ablate.training.scheduler import WSD, Constant, Cosine
 
 from .harness import PEAK_FLOPS, SCALARS, STEPS, before_step, checkpoint, curves, strict_json, summary, weights
 
@@ -24,35 +24,36 @@ FROZEN = ["optimizer.lr=0", "trainer.max_steps=1"]
     ("step", "factor"), [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (55, 0.55), (100, 0.1), (120, 0.1)]
 )
 def test_cosine(step, factor):
-    assert scheduler.cosine(step, 100, warmup=0.1, final=0.1) == pytest.approx(factor, abs=1e-12)
+    assert Cosine(warmup=0.1, final=0.1)(step, 100) == pytest.approx(factor, abs=1e-12)
 
 
 def test_cosine_a_quarter_down():
     expected = 0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2
-    assert scheduler.cosine(25, 100, warmup=0.0, final=0.2) == pytest.approx(expected, abs=1e-12)
+    assert Cosine(warmup=0.0, final=0.2)(25, 100) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
     ("step", "factor"), [(0, 0.1), (9, 1.0), (50, 1.0), (80, 1.0), (85, 0.8), (90, 0.6), (100, 0.2), (120, 0.2)]
 )
 def test_wsd(step, factor):
-    assert scheduler.wsd(step, 100, warmup=0.1, decay=0.2, final=0.2) == pytest.approx(factor, abs=1e-12)
+    assert WSD(warmup=0.1, decay=0.2, final=0.2)(step, 100) == pytest.approx(factor, abs=1e-12)
 
 
 @pytest.mark.parametrize(("step", "factor"), [(0, 0.05), (9, 0.5), (19, 1.0), (99, 1.0)])
 def test_constant(step, factor):
-    assert scheduler.constant(step, 100, warmup=0.2) == pytest.approx(factor, abs=1e-12)
+    assert Constant(warmup=0.2)(step, 100) == pytest.approx(factor, abs=1e-12)
 
 
 def test_the_learning_rate_follows_the_schedule(straight):
     rates = [float(row["train/lr"]) for row in curves(straight.path)]
-    expected = [2e-3 * scheduler.cosine(step, STEPS, warmup=0.05, final=0.1) for step in range(STEPS)]
+    schedule = Cosine(warmup=0.05, final=0.1)
+    expected = [2e-3 * schedule(step, STEPS) for step in range(STEPS)]
     assert rates == pytest.approx(expected, rel=1e-5)
 
 
 def test_decay_is_on_matrices_only():
     model = ablate.build("gpt2", SCALARS)
-    groups = adamw(model, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1).param_groups
+    groups = AdamW(lr=1e-3, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1)(model).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(decay) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
@@ -62,7 +63,7 @@ def test_decay_is_on_matrices_only():
 def test_decay_is_decoupled():
     model = torch.nn.Linear(3, 2)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = adamw(model, lr=0.5, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    optimizer = AdamW(lr=0.5, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1)(model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

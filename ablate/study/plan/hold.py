@@ -4,9 +4,6 @@ import json
 from hashlib import sha256
 from pathlib import Path
 
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-
 from ablate.accounting import tokens_per_step
 from ablate.errors import AblateError
 from ablate.files import make_folder, write_json
@@ -15,6 +12,7 @@ from ablate.study.plan.arms import Arm, Compose
 from ablate.study.plan.match import budget_of
 from ablate.study.question import Study
 from ablate.study.records import settings
+from ablate.training.optimizer import OPTIMIZERS
 from ablate.training.parts import read_data
 
 
@@ -88,5 +86,5 @@ def _contestant(arm: Arm):
     accelerator = resolve_accelerator(arm.config["trainer"]["accelerator"])
     precision = resolve_precision(arm.config["trainer"]["precision"], accelerator)
     batch = packed_batch(config, arm.config["data"]["batch_size"], documents_per_row=4, seed=0)
-    optimizer = instantiate(OmegaConf.create(arm.config["optimizer"]))
+    optimizer = OPTIMIZERS.build(arm.config["optimizer"])
     return ours(Setting(config, optimizer, batch, accelerator, steps=8, seed=0), precision, arm.config["compile"])

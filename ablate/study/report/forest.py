@@ -5,10 +5,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from ablate.metrics import METRICS
 from ablate.page.drawing import GREY, Plot, brief, colour_of, empty_figure, line_of, safe, see_through
 from ablate.study.report.findings import Findings
 from ablate.study.report.words import effect_and_interval, signed
-from ablate.training.terminal import UNITS
 
 ROW = 66  # pixels
 
@@ -31,7 +31,7 @@ def forest(findings: Findings) -> Plot:
     _ground(figure, margin)
     _directions(figure, study.rising)
     low, high = _reach(drawn, margin)
-    unit = UNITS.get(study.metric)
+    unit = METRICS[study.metric].unit
     title = f"{safe(study.metric)} minus that of {safe(brief(study.baseline))}{f', {unit}' if unit else ''}"
     figure.update_xaxes(title=title, range=[low, high])
     figure.update_yaxes(visible=False, range=[0.55 - len(drawn), 0.75], fixedrange=True)

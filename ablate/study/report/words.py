@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
+from ablate.metrics import METRICS
 from ablate.study.records import SECONDS, TOKENS, unequal
 from ablate.study.report.findings import Findings, distinct, figure
-from ablate.training.terminal import UNITS
 from ablate.words import number, short
 
 MATCHED = {"params": "parameters", "flops": "forward FLOPs a token"}
@@ -15,7 +15,7 @@ BY = {"ffn": "the FFN's width", "depth": "depth", "dim": "width"}
 
 def with_unit(metric: str) -> str:
     """val/loss, nats a token"""
-    unit = UNITS.get(metric)
+    unit = METRICS[metric].unit
     return f"{metric}, {unit}" if unit else metric
 
 
