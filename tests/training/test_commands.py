@@ -15,6 +15,7 @@ import yaml
 
 import ablate
 from ablate.training.module import LanguageModel
+from ablate.training.optimizer import OPTIMIZERS
 
 from .harness import (
     ROOT,
@@ -83,6 +84,10 @@ BAD_TRAINING = {
     "optimizer.lr=abc": ("optimizer", "lr"),
     "optimizer.lr=-1": ("optimizer", "lr", "-1"),
     "optimizer.lrr=1": ("optimizer.lrr", "'lr'"),
+    "optimizer.name=adamm": ("optimizer", "no component 'adamm'", "'adamw'"),
+    "+optimizer.momentum=1": ("optimizer.momentum", "'adamw' has no option"),
+    "~optimizer.eps": ("optimizer.eps", "needs a value"),
+    "scheduler.name=cosin": ("scheduler", "no component 'cosin'", "'cosine'"),
     "+scheduler.foo=1": ("scheduler", "foo"),
     "scheduler=cosin": ("scheduler", "'cosine'"),
     "seed=-1": ("seed=-1",),
@@ -115,6 +120,18 @@ def test_a_wrong_model_is_refused(refuses, override):
 @pytest.mark.parametrize("override", BAD_TRAINING)
 def test_wrong_training_is_refused(refuses, override):
     refuses(override, *BAD_TRAINING[override])
+
+
+def test_an_optimiser_that_cannot_take_the_model_is_refused_by_its_key(refuses):
+    with OPTIMIZERS.scoped():
+
+        @OPTIMIZERS.register("picky")
+        class Picky:
+            def __call__(self, model):
+                raise ValueError(f"{len(list(model.parameters()))} parameters are too many\nfor me")
+
+        options = [f"~optimizer.{option}" for option in OPTIMIZERS.options("adamw")]
+        refuses(["optimizer.name=picky", *options], "optimizer: ", "parameters are too many")
 
 
 @pytest.mark.parametrize("override", BAD_DATA)

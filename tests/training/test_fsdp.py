@@ -1,6 +1,5 @@
 """FSDP: each process holds its share of the model, and all together train, stop and go on as one process does."""
 
-import shutil
 import signal
 from copy import deepcopy
 from pathlib import Path
@@ -31,6 +30,7 @@ from .harness import (
     resume,
     summary,
     with_plugin,
+    without_end,
 )
 
 FSDP = ["trainer.devices=2", "trainer.strategy=fsdp", "data.batch_size=4"]
@@ -46,14 +46,6 @@ class ScalarNorm(RMSNorm):
         super().__init__(dim, eps=eps, bias=bias)
         self.gain = torch.nn.Parameter(torch.tensor(1.0))
 """
-
-
-def without_end(run: Path, to: Path) -> Path:
-    """A copy of a finished run, as it was after its last checkpoint but one."""
-    shutil.copytree(run, to)
-    shutil.rmtree(to / "model")
-    (to / f"checkpoints/step={STEPS}.ckpt").unlink()
-    return to
 
 
 def test_one_process_has_nothing_to_share(straight, place):
