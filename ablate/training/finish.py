@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from omegaconf import DictConfig
 
 from ablate import hardware
 from ablate.data import Opened
@@ -75,12 +74,10 @@ def _write_sample(summary: dict[str, Any], sample: Sample, decoder: Decoder, cor
 
 
 @contextmanager
-def closing(
-    summary: dict[str, Any], spent_s: float, trainer: Trainer, path: Path, config: DictConfig
-) -> Iterator[None]:
+def closing(summary: dict[str, Any], spent_s: float, trainer: Trainer, path: Path, wandb: bool) -> Iterator[None]:
     """Writes how the block ended, its steps and its time into summary.json, whatever ended it.
 
-    spent_s: seconds that the run has taken before it was resumed.
+    spent_s: seconds that the run has taken before it was resumed. wandb: whether it is logged there, too.
 
     Raises:
         AblateError: the run diverged.
@@ -105,7 +102,7 @@ def closing(
             wall_s = spent_s + time.perf_counter() - start
             summary |= {"status": status, "steps": trainer.global_step, "wall_s": wall_s}
             write_json(path / "summary.json", summary)
-            if "wandb" in config.logger:
+            if wandb:
                 from ablate.training.wandb_logger import finish as finish_wandb
 
                 finish_wandb(summary, 0 if status == "finished" else 1)

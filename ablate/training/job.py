@@ -66,9 +66,12 @@ def train(config: DictConfig, overrides: list[str], job: int | None = None, swee
             checkpoint = last_good_checkpoint(path / "checkpoints") if settled.resuming else None
             cost = budget(parts.decoder, corpus.train.pieces(parts.data.max_rows))
             throughput = add_throughput(trainer, parts, here, cost)
-            spent_s = take_up(path, trainer, corpus, checkpoint, config) if settled.resuming and here.leads else 0.0
-            summary = write_plan(settled, parts, path, corpus, cost) if here.leads else {}
-        with closing(summary, spent_s, trainer, path, config) if here.leads else left_to_rank_0():
+            if here.leads:
+                steps = config.trainer.max_steps
+                spent_s = take_up(path, trainer, corpus, checkpoint, steps) if settled.resuming else 0.0
+                summary = write_plan(settled, parts, path, corpus, cost)
+        wandb = "wandb" in config.logger
+        with closing(summary, spent_s, trainer, path, wandb) if here.leads else left_to_rank_0():
             log_settings(trainer, config, cost)
             module = LanguageModel(parts.decoder, parts.optimizer, parts.schedule, corpus.val, config.compile)
             rows = RowData(corpus, parts.data.batch_size, config.seed, parts.data.workers, parts.data.max_rows)
@@ -180,13 +183,13 @@ def add_throughput(trainer: Trainer, parts: Parts, here: ranks.Ranks, cost: Budg
     return throughput
 
 
-def take_up(path: Path, trainer: Trainer, corpus: Opened, checkpoint: Path | None, config: DictConfig) -> float:
+def take_up(path: Path, trainer: Trainer, corpus: Opened, checkpoint: Path | None, max_steps: int) -> float:
     """Loads the curves of the run to resume, up to the checkpoint; returns the seconds that it has taken so far.
 
     Raises:
         AblateError: it was trained on another corpus, or is finished.
     """
-    earlier, step, max_steps = read_summary(path), step_of(checkpoint), config.trainer.max_steps
+    earlier, step = read_summary(path), step_of(checkpoint)
     if earlier.get("corpus", {}).get("fingerprint") != corpus.fingerprint:
         raise AblateError(f"resume: the corpus is not the one that {path} was trained on; start a new run")
     if step > max_steps or (step == max_steps and earlier.get("status") == "finished"):

@@ -56,7 +56,7 @@ class Ranks:
 
 
 def find(trainer: DictConfig, run_dir: str | None, accelerator: str) -> Ranks:
-    """This process among those that the node `trainer` asks for.
+    """Which of the processes that the node `trainer` asks for this one is.
 
     Raises:
         AblateError: this machine does not have them, or they would not agree on the run folder.
@@ -89,23 +89,23 @@ def find(trainer: DictConfig, run_dir: str | None, accelerator: str) -> Ranks:
     return Ranks(count, trainer.devices, probe.global_rank, folder)
 
 
-def _probe(config: DictConfig, accelerator: str) -> Trainer:
+def _probe(node: DictConfig, accelerator: str) -> Trainer:
     """A trainer that only shows which cluster environment Lightning finds, and which rank it gives this process."""
     quiet()
     try:
         probe = Trainer(
             accelerator=accelerator,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
+            devices=node.devices,
+            num_nodes=node.num_nodes,
             strategy="ddp",
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        probe.strategy.cluster_environment.validate_settings(config.devices, config.num_nodes)
+        probe.strategy.cluster_environment.validate_settings(node.devices, node.num_nodes)
     except (ValueError, RuntimeError, MisconfigurationException) as error:
-        raise AblateError(f"trainer.devices={config.devices}: {str(error).splitlines()[0]}") from error
+        raise AblateError(f"trainer.devices={node.devices}: {str(error).splitlines()[0]}") from error
     return probe
 
 
@@ -115,7 +115,7 @@ def strategy(ranks: Ranks, name: str) -> str | Strategy:
         return "auto"
     if name == "fsdp":
         return ShardedStrategy(ranks.count)
-    # Buffers are the same on all ranks, or counts of a rank's own, as a mixture of experts keeps them.
+    # Buffers are equal on all ranks, or count what a rank has seen, as in a mixture of experts: not for broadcasting.
     return DDPStrategy(broadcast_buffers=False)
 
 

@@ -138,7 +138,7 @@ def test_the_curves_of_lost_steps_are_lost_too(straight, tmp_path, monkeypatch):
 
 def test_a_half_written_checkpoint_is_no_checkpoint(straight, tmp_path):
     run = straight.killed_at(10, tmp_path / "run")
-    (run / "checkpoints/step=8.ckpt").rename(run / "checkpoints/step=8.ckpt.tmp")
+    (run / "checkpoints/step=8.ckpt").rename(run / "checkpoints/.step=8.ckpt.1.tmp")
     assert_same(resume(run), straight.path)
 
 
