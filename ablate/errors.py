@@ -4,7 +4,7 @@ import difflib
 import warnings
 from collections.abc import Iterable
 
-LED_BY = "ABLATE_LED_BY"  # in the environment of a process that trains along: "PID:RUN FOLDER" of the one that leads
+LED_BY = "ABLATE_LED_BY"  # an environment variable, set in ranks > 0: PID:RUN_FOLDER of rank 0
 
 
 class AblateError(Exception):

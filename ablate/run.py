@@ -1,18 +1,15 @@
 """The run folder: everything that one run leaves behind.
 
-    config.yaml      the resolved configuration, and the overrides that gave it
+    config.yaml      the resolved configuration
     model/           config.json, model.safetensors, tokenizer.json: plain data only
     checkpoints/     Lightning checkpoints for resuming
     metrics.csv      the curves
-    summary.json     final metrics, budget, speed, memory, versions, corpus, seed, status
+    summary.json     final metrics, budget, speed, memory, versions, corpus, seed, overrides, status
 
-Loading reads plain data and executes nothing. Files are written beside and renamed.
+Loading reads plain data and executes nothing. Files are written whole or not at all.
 """
 
-import json
 import re
-import shutil
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +24,7 @@ from yaml import YAMLError
 from ablate.compose import plain
 from ablate.data.tokenizer import Tokenizer
 from ablate.errors import AblateError
-from ablate.files import LOCK, write_json, write_text
+from ablate.files import LOCK, read_json, replacing, write_json, write_text
 from ablate.model.config import DecoderConfig
 from ablate.model.decoder import Decoder, without_weights
 from ablate.model.kernels.kernel import Place
@@ -49,7 +46,7 @@ def load(path: str | Path) -> Run:
     """Loads a run folder, wherever it lies now: the model in fp32 on the CPU, in eval mode.
 
     Raises:
-        AblateError: no run folder, no model in it yet, or files that are damaged or do not fit together.
+        AblateError: not a run folder, no model in it yet, or files that are damaged or do not fit together.
     """
     if not isinstance(path, str | Path) or not str(path):
         raise AblateError(f"run={path!r}: expected the path of a run folder, such as one under runs/")
@@ -65,13 +62,15 @@ def load(path: str | Path) -> Run:
 
 
 def load_model(folder: Path) -> Decoder:
-    """The decoder of a `model/` folder: config.json and model.safetensors.
+    """The decoder of a `model/` folder, from config.json and model.safetensors: in fp32 on the CPU, in eval mode.
 
-    A kernel that cannot train it on a CPU in fp32, such as one for a GPU, gives way to `auto`: what it computes is
-    the same, and the model is loaded there.
+    A kernel that cannot train there, such as one for a GPU, is replaced by `auto`, which computes the same.
+
+    Raises:
+        AblateError: files that are missing or damaged, or do not fit together.
     """
     try:
-        config = DecoderConfig.from_dict(_read_json(folder / "config.json"))
+        config = DecoderConfig.from_dict(read_json(folder / "config.json"))
     except AblateError as error:
         raise AblateError(f"{folder}: {error} (components of your own: name their modules in plugins=[...])") from error
     weights_file = folder / "model.safetensors"
@@ -97,26 +96,18 @@ def load_model(folder: Path) -> Decoder:
 
 
 def save_model(folder: Path, model: Decoder, tokenizer: Tokenizer) -> None:
-    """Writes a `model/` folder beside its place, then renames it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
+    """Writes a `model/` folder, which `load_model` reads, whole or not at all."""
+    with replacing(folder) as beside:
+        beside.mkdir()
         weights = {name: tensor.contiguous() for name, tensor in untied_state(model).items()}
         save_file(weights, beside / "model.safetensors")
         (beside / "model.safetensors").chmod(0o644)
         write_json(beside / "config.json", model.config.to_dict())
         tokenizer.save(beside / "tokenizer.json")
-        beside.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.rename(folder)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
 
 
 def untied_state(model: Decoder) -> dict[str, torch.Tensor]:
-    """The state dict with a tied head, which is the embedding, left out."""
+    """The state dict without a tied head, which is the embedding."""
     state = model.state_dict()
     if model.config.tie_embeddings:
         del state["head.weight"]
@@ -124,14 +115,16 @@ def untied_state(model: Decoder) -> dict[str, torch.Tensor]:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
+    """The summary.json of a run folder. Raises AblateError: no such folder, no summary, or a damaged one."""
     if not path.is_dir():
         raise AblateError(f"{path}: no such folder; expected a run folder, such as one under runs/")
     if not (path / "summary.json").is_file():
         raise AblateError(f"{path}: not a run folder: it has no summary.json")
-    return _read_json(path / "summary.json")
+    return read_json(path / "summary.json")
 
 
 def read_config(path: Path) -> dict[str, Any]:
+    """The config.yaml of a run folder as plain data. Raises AblateError: it is missing or damaged."""
     file = path / "config.yaml"
     try:
         data = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
@@ -145,12 +138,12 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def create(config: DictConfig, overrides: list[str], job: int | None, sweep_dir: str | None) -> Path:
-    """A new folder for one run, shared with no other, even one started in the same second.
+    """Makes a folder for one run, which no other run has, not even one that starts in the same second.
 
     job, sweep_dir: Hydra's number of this job and folder of the sweep, in a multirun.
 
     Raises:
-        AblateError: `run_dir` holds something already, or cannot be written.
+        AblateError: `run_dir` is not empty, or cannot be written.
     """
     name = slug(overrides) or "default"
     try:
@@ -160,7 +153,7 @@ def create(config: DictConfig, overrides: list[str], job: int | None, sweep_dir:
             return _unique(Path(config.paths.runs) / time.strftime("%Y-%m-%d") / f"{time.strftime('%H-%M-%S')}_{name}")
         path = Path(config.run_dir)
         path.mkdir(parents=True, exist_ok=True)
-        if any(not found.is_dir() and found.name != LOCK for found in path.rglob("*")):
+        if any(not inside.is_dir() and inside.name != LOCK for inside in path.rglob("*")):
             remedy = f", or go on with resume={path}" if (path / "summary.json").exists() else ""
             raise AblateError(f"run_dir={path}: is not empty; choose another folder{remedy}")
         (path / "checkpoints").mkdir(exist_ok=True)
@@ -178,13 +171,13 @@ def _unique(path: Path) -> Path:
             continue
         (candidate / "checkpoints").mkdir()
         return candidate
-    raise AblateError(f"run_dir={path}: ten thousand runs of that name are there already")
+    raise AblateError(f"run_dir={path}: there are ten thousand runs of that name already; choose another folder")
 
 
 def slug(overrides: list[str]) -> str:
     """The overrides of a run as part of a folder's name: `norm-layernorm_seed-1`.
 
-    Only characters that Hydra takes unquoted, so that `resume=` and `run=` take the path as it stands.
+    It has only characters that Hydra takes unquoted, so that the path can follow `resume=` and `run=` as it is.
     """
     kept = [o.lstrip("+~") for o in without(overrides, (*PLACE, "paths", "hydra"))]
     kept.sort(key=lambda o: not o.startswith(("model", "seed")))
@@ -196,16 +189,6 @@ def slug(overrides: list[str]) -> str:
 
 def write_config(path: Path, config: DictConfig) -> None:
     write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config))))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AblateError(f"{path}: cannot be read: {_line(error)}; restore it, or move its folder away") from error
-    if not isinstance(data, dict):
-        raise AblateError(f"{path}: expected a JSON object")
-    return data
 
 
 def _line(error: Exception) -> str:

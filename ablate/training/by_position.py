@@ -1,4 +1,4 @@
-"""Loss by position: what more context is worth, and what becomes of a model beyond the context it was trained with."""
+"""Loss by position: how much more context helps, also beyond the context that the model was trained with."""
 
 from typing import Any
 
@@ -9,18 +9,19 @@ from ablate.data.rows import PackedRows
 from ablate.model.decoder import Decoder
 from ablate.model.loss import token_losses
 
-REACH = 4  # contexts
-BINS = 16  # in each
-DOCUMENTS = 32  # at most
+REACH = 4  # how far to read, in contexts
+BINS = 16  # in each context
+DOCUMENTS = 32  # at most so many are read
 
 
 @torch.inference_mode()
 def loss_by_position(model: Decoder, validation: RowSource) -> dict[str, Any] | None:
-    """Mean loss in nats of validation tokens between positions `edges[i]` and `edges[i + 1]` of their document.
+    """Mean loss of validation tokens, in nats, between positions `edges[i]` and `edges[i + 1]` of their document.
 
-    Each document longer than the context is read from its beginning, alone, up to four contexts; a model of
-    learned positions up to as many as it has learned. A bin that no document reaches ends the list.
-    None: nothing to read it from, as in a task, or in a corpus of short documents.
+    Reads each document that is at least as long as the context by itself, from its beginning up to four contexts, or
+    up to the last learned position. The list ends before the first bin that no document reaches.
+
+    Returns None for a task, and for a corpus of short documents.
     """
     if not isinstance(validation, PackedRows):
         return None

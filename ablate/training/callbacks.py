@@ -1,4 +1,4 @@
-"""What happens around the training loop."""
+"""Callbacks: random state, validation, divergence, signals, speed and router statistics."""
 
 import signal
 import statistics
@@ -20,8 +20,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def signals_later() -> Iterator[None]:
-    """Inside, SIGTERM and SIGINT wait: what is written there is written whole."""
+def delay_signals() -> Iterator[None]:
+    """Delays SIGTERM and SIGINT until the block ends, so that files are complete."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -45,11 +45,11 @@ class Interrupted(AblateError):
 
 
 class Diverged(AblateError):
-    """The loss is no longer a number."""
+    """The loss is not finite."""
 
 
 class RandomState(Callback):
-    """Keeps torch's, numpy's and Python's random states, those of every rank, in the checkpoint: Lightning does not."""
+    """Keeps the random states of torch, numpy and Python of every rank in the checkpoint; Lightning does not."""
 
     def __init__(self) -> None:
         self._restored: list[dict[str, Any]] = []
@@ -61,22 +61,22 @@ class RandomState(Callback):
         self._restored = state["random"]
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch, batch_idx: int) -> None:
-        if len(self._restored) == trainer.world_size:  # else it was another number of processes: they start afresh
+        if len(self._restored) == trainer.world_size:  # another number of processes starts with fresh ones
             _set_rng_states(self._restored[trainer.global_rank])
         self._restored = []
 
 
 def _plain(states: dict[str, Any]) -> dict[str, Any]:
-    """numpy's state holds an array, which a checkpoint of plain data does not."""
+    """The states with numpy's array as a list: a checkpoint holds plain data."""
     name, keys, *rest = states["numpy"]
     return {**states, "numpy": (name, [int(key) for key in keys], *rest)}
 
 
 class FinalValidation(Callback):
-    """The last step is validated, and so checkpointed, whatever the interval."""
+    """Validates after the last step, whatever the interval; Lightning then writes a checkpoint."""
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch, batch_idx: int) -> None:
-        # Lightning counts one step too few after a checkpoint of a validation that val_check_interval did not ask for.
+        # After a checkpoint from this extra validation, Lightning's own count of steps is one too low.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         batches = trainer.fit_loop.total_batch_idx + 1
         if batches == trainer.max_steps * trainer.accumulate_grad_batches:
@@ -84,7 +84,7 @@ class FinalValidation(Callback):
 
 
 class StopOnDivergence(Callback):
-    """Ends training, at a step that is logged, once the loss is not finite."""
+    """Raises `Diverged` at the first logged step whose loss is not finite."""
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.log_every_n_steps == 0 and not torch.isfinite(outputs["mean"]):
@@ -92,9 +92,9 @@ class StopOnDivergence(Callback):
 
 
 class GracefulStop(Callback):
-    """SIGINT or SIGTERM: finish the step, write a checkpoint, raise `Interrupted`. A second one ends the process.
+    """On SIGINT or SIGTERM: finishes the step, writes a checkpoint, raises `Interrupted`.
 
-    A signal to one rank stops all of them, at the same step.
+    A second signal ends the process. A signal to one rank stops all of them at the same step.
     """
 
     def __init__(self, checkpoints: Path):
@@ -123,7 +123,7 @@ class GracefulStop(Callback):
             self._saved = True
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch, batch_idx: int) -> None:
-        if self._saved:  # only now has the step been logged
+        if self._saved:  # raised here, not before: by now the step has been logged
             raise Interrupted(self._received)
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -133,29 +133,29 @@ class GracefulStop(Callback):
 
 
 class Throughput(Callback):
-    """`train/tokens_per_s` and `train/mfu` over each logging interval, validation left out.
+    """Logs `train/tokens_per_s` and `train/mfu` over each logging interval, without the time of validation.
 
-    Tokens are those of all ranks. `mfu` is training FLOPs per second over the rate of matrix products of all their
-    devices (Chowdhery et al. 2022).
+    tokens_per_s counts the tokens of all ranks. mfu, model FLOPs utilisation, is training FLOP/s over the peak FLOP/s
+    of all their devices (Chowdhery et al. 2022).
 
-    flops_per_token: of training. peak_flops: FLOP/s of one device. ranks: how many there are.
+    flops_per_token: training FLOPs. peak_flops: FLOP/s of matrix products on one device. ranks: their number.
     """
 
     def __init__(self, flops_per_token: float, peak_flops: float, ranks: int = 1):
-        self.flops_per_token, self._peak = flops_per_token, peak_flops * ranks
+        self._flops_per_token, self._peak = flops_per_token, peak_flops * ranks
         self._rates: list[float] = []
         self._tokens = 0
         self._start: float | None = None
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Median over the logging intervals."""
+        """Median over the logging intervals; None before the first has ended."""
         return statistics.median(self._rates) if self._rates else None
 
     @property
     def mfu(self) -> float | None:
         rate = self.tokens_per_s
-        return None if rate is None else rate * self.flops_per_token / self._peak
+        return None if rate is None else rate * self._flops_per_token / self._peak
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
         now = time.perf_counter()
@@ -167,7 +167,7 @@ class Throughput(Callback):
             rate = self._tokens / (now - self._start)
             self._rates.append(rate)
             module.log("train/tokens_per_s", rate, prog_bar=True)
-            module.log("train/mfu", rate * self.flops_per_token / self._peak)
+            module.log("train/mfu", rate * self._flops_per_token / self._peak)
             self._start, self._tokens = now, 0
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -175,10 +175,11 @@ class Throughput(Callback):
 
 
 class RouterStatistics(Callback):
-    """What the routers of mixtures of experts did in the last batch of a logged step; no other step waits for it.
+    """Logs what the routers of mixtures of experts did in the last batch of each logged step.
 
     `train/router_entropy` (nats) and `train/router_dropped` (share of all choices) are means over layers;
-    `train/router_load/LAYER.EXPERT` is the share of the layer's choices that fell on the expert.
+    `train/router_load/LAYER.EXPERT` is the share of the layer's choices that fell on the expert. Reading them makes
+    the process wait for the GPU, so other steps are left out.
     """
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
@@ -194,5 +195,5 @@ class RouterStatistics(Callback):
             load = total(load.clone())
             shares = (load / load.sum().clamp(min=1)).tolist()
             values |= {f"train/router_load/{layer}.{expert}": share for expert, share in enumerate(shares)}
-        for logger in trainer.loggers:  # all at once: LightningModule.log takes its time for each
+        for logger in trainer.loggers:  # all in one call: LightningModule.log is slow for many names
             logger.log_metrics(values, step=trainer.global_step - 1)

@@ -1,6 +1,5 @@
-"""Checkpoints that are whole or not there."""
+"""Checkpoints: written whole or not at all, and the newest readable one."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,37 +7,37 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from ablate.errors import AblateError
+from ablate.files import replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, on the same filesystem, then renames. Lightning's own goes through
-    the temporary folder, which may be another filesystem, where a move is a copy."""
+    """Writes beside the target, then renames. Lightning writes to the system's temporary folder first, from where a
+    move may be a copy that a kill cuts short."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".tmp")
-        with beside.open("wb") as file:
+        with replacing(Path(path)) as beside, beside.open("wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
 
 
 def last_good_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` that reads whole, as plain data; None where none was written yet.
+    """The newest checkpoint in `folder` that can be read completely, as plain data; None if there is none at all.
 
     Raises:
-        AblateError: there are some, and none reads whole.
+        AblateError: there are checkpoints, and none can be read.
     """
-    found = sorted(folder.glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in found:
+    checkpoints = sorted(folder.glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in checkpoints:
         try:
             torch.load(path, map_location="cpu", weights_only=True)
         except Exception:
-            print(f"skipping {path.name}: it does not read whole")
+            print(f"skipping {path.name}: it is damaged")
             continue
         return path
-    if found:
-        raise AblateError(f"resume: no checkpoint in {folder} reads whole; start a new run")
+    if checkpoints:
+        raise AblateError(f"resume: no checkpoint in {folder} can be read, all are damaged; start a new run")
     return None
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The optimiser step after which a checkpoint was written, from its name; 0 for None."""
+    return 0 if checkpoint is None else int(checkpoint.stem.removeprefix("step="))

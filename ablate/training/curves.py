@@ -1,20 +1,20 @@
 """metrics.csv: the curves of one run, one row per logged step."""
 
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
 from ablate.errors import AblateError
+from ablate.files import replacing
 
 
 class Curves(Logger):
-    """Writes the whole file beside itself and renames, so that a reader, or a kill, never meets half of it.
+    """Keeps all rows in memory and replaces the whole file after each validation.
 
-    Lightning's CSVLogger deletes the earlier curves when a run is resumed; this one goes on with
-    them from the checkpoint's step (`resume_from`).
+    Lightning's CSVLogger deletes the earlier curves when a run is resumed; this one keeps those before the
+    checkpoint's step (`resume_from`).
     """
 
     def __init__(self, path: str):
@@ -31,10 +31,10 @@ class Curves(Logger):
         return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The run folder's config.yaml has them."""
+        """Does nothing: they are in the run folder's config.yaml."""
 
     def resume_from(self, step: int) -> None:
-        """Takes up the rows below `step`; later ones belong to what was lost, and come again.
+        """Loads the rows before `step`; later ones were lost and will be logged again.
 
         Raises:
             AblateError: the file is damaged.
@@ -59,19 +59,17 @@ class Curves(Logger):
             self.save()
 
     def last(self) -> dict[str, float]:
-        """The last value of every curve."""
+        """The last value of each metric."""
         return {key: value for _, row in sorted(self._rows.items()) for key, value in row.items()}
 
     def save(self) -> None:
         if not self._rows:
             return
         columns = sorted({key for row in self._rows.values() for key in row})
-        beside = self._path.with_suffix(".csv.tmp")
-        with beside.open("w", newline="") as file:
+        with replacing(self._path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["step", *columns])
             writer.writeheader()
             writer.writerows({"step": step, **row} for step, row in sorted(self._rows.items()))
-        os.replace(beside, self._path)
 
     def finalize(self, status: str) -> None:
         self.save()

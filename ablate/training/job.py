@@ -1,8 +1,10 @@
-"""One run, from a configuration to a run folder."""
+"""One run, from a configuration to a run folder: `train`, a straight function of the steps below it."""
 
 import math
 import shutil
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,15 @@ from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig
 
 from ablate import hardware
-from ablate.accounting import budget
+from ablate.accounting import Budget, budget
 from ablate.compose import plain
 from ablate.data import Opened
 from ablate.errors import AblateError
 from ablate.files import held, write_json
-from ablate.generation import generate, measure_generation
-from ablate.run import create, read_summary, save_model, write_config
+from ablate.model.decoder import Decoder
+from ablate.overrides import PLACE, without
+from ablate.run import create, read_summary, write_config
 from ablate.training import ranks, terminal
-from ablate.training.by_position import loss_by_position
 from ablate.training.callbacks import (
     Diverged,
     FinalValidation,
@@ -30,11 +32,11 @@ from ablate.training.callbacks import (
     RouterStatistics,
     StopOnDivergence,
     Throughput,
-    signals_later,
 )
-from ablate.training.checkpoint import AtomicCheckpointIO, last_good_checkpoint
+from ablate.training.checkpoint import AtomicCheckpointIO, last_good_checkpoint, step_of
 from ablate.training.curves import Curves
 from ablate.training.datamodule import RowData
+from ablate.training.finish import Trained, closing, finish
 from ablate.training.module import LanguageModel
 from ablate.training.parts import Parts, assemble
 from ablate.training.provenance import provenance
@@ -46,223 +48,210 @@ from ablate.training.sharding import ShardedStrategy
 def train(config: DictConfig, overrides: list[str], job: int | None = None, sweep_dir: str | None = None) -> float:
     """Runs what `conf/train.yaml` and the overrides describe; returns the final validation loss.
 
+    Every rank takes the same steps. Rank 0 alone writes to the run folder, prints, and decides the exit status.
+
     job, sweep_dir: Hydra's number of this job and folder of the sweep, in a multirun.
 
     Raises:
-        AblateError: what the user can mend, before any training; a run that diverged.
+        AblateError: a mistake that the user can mend, before any training; a run that diverged.
         SystemExit: the run was stopped by a signal, after a checkpoint.
     """
+    settled = settle(config, overrides)
+    config, parts = settled.config, assemble(settled.config)
+    here = ranks.find(config.trainer, config.run_dir, parts.accelerator)
+    with run_folder(settled, here, job, sweep_dir) as path, ranks.environment(here, path, overrides):
+        with removed_on_error(path) if here.leads and not settled.resuming else nullcontext():
+            trainer = make_trainer(settled, parts, here, path)
+            corpus = open_corpus(config, parts, here)
+            checkpoint = last_good_checkpoint(path / "checkpoints") if settled.resuming else None
+            cost = budget(parts.decoder, corpus.train.pieces(parts.data.max_rows))
+            throughput = add_throughput(trainer, parts, here, cost)
+            if here.leads:
+                steps = config.trainer.max_steps
+                spent_s = take_up(path, trainer, corpus, checkpoint, steps) if settled.resuming else 0.0
+                summary = write_plan(settled, parts, path, corpus, cost)
+        wandb = "wandb" in config.logger
+        with closing(summary, spent_s, trainer, path, wandb) if here.leads else left_to_rank_0():
+            log_settings(trainer, config, cost)
+            module = LanguageModel(parts.decoder, parts.optimizer, parts.schedule, corpus.val, config.compile)
+            rows = RowData(corpus, parts.data.batch_size, config.seed, parts.data.workers, parts.data.max_rows)
+            decoder = fit(trainer, module, rows, checkpoint, config.seed + here.rank)
+            if here.leads:
+                finish(summary, Trained(decoder, corpus, trainer, throughput), path, parts, config.seed)
+        if here.leads:
+            terminal.show_results(summary, path)
+        return trainer.callback_metrics["val/loss"].item()
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The configuration of a run.
+
+    overrides: those that make the run what it is, without the place of its folder.
+    resuming: whether it continues the run in `config.run_dir`.
+    """
+
+    config: DictConfig
+    overrides: list[str]
+    resuming: bool
+
+
+def settle(config: DictConfig, overrides: list[str]) -> Settled:
+    """The given configuration, or that of the run to resume."""
     if config.study is not None and config.study.arm is None and config.resume is None:
         raise AblateError(f"{config.study.name} is a study, of several runs: start it with -m, one at a time")
-    resuming, given = config.resume is not None, overrides
+    resuming = config.resume is not None
     if resuming:
         config, overrides = resumed(config.resume, overrides)
-    parts = assemble(config)
-    here = ranks.find(config, parts.accelerator)
+    return Settled(config, without(overrides, PLACE), resuming)
+
+
+@contextmanager
+def run_folder(settled: Settled, here: ranks.Ranks, job: int | None, sweep_dir: str | None) -> Iterator[Path]:
+    """Makes the run folder, or takes that of the run to resume, and holds it for this process.
+
+    The other ranks take rank 0's, and keep silent in the block. `config.run_dir` is then its path.
+    """
+    config = settled.config
     if not here.leads:
-        return _follow(config, overrides, parts, here, resuming)
-    if not resuming:
-        config.run_dir = str(create(config, overrides, job, sweep_dir))
+        config.run_dir = here.folder
+        with ranks.following(here):
+            yield Path(here.folder)
+        return
+    if not settled.resuming:
+        config.run_dir = str(create(config, settled.overrides, job, sweep_dir))
     path = Path(config.run_dir)
-    with held(path), ranks.together(here, path, given):
-        try:
-            run = _Job(config, overrides, parts, here)
-            run.open(resuming)
-        except BaseException:
-            if not resuming:
-                shutil.rmtree(config.run_dir, ignore_errors=True)  # a mistake leaves nothing behind
-            raise
-        return run.fit()
+    with held(path):
+        yield path
 
 
-def _follow(config: DictConfig, overrides: list[str], parts: Parts, here: ranks.Ranks, resuming: bool) -> float:
-    """As `train`, for a rank other than 0: it trains along, and leaves folder, words and exit status to rank 0."""
-    config.run_dir = here.folder
-    with ranks.following(here), ranks.together(here, Path(here.folder), overrides):
-        run = _Job(config, overrides, parts, here)
-        run.bring(resuming)
-        try:
-            run.train()
-        except (Interrupted, Diverged):
-            raise SystemExit(0) from None
-        return run.trainer.callback_metrics["val/loss"].item()
+@contextmanager
+def removed_on_error(path: Path) -> Iterator[None]:
+    """Removes the folder if the block fails: a mistake that shows before training leaves nothing behind."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
-class _Job:
-    """A run whose configuration holds; `open` brings the data, `fit` trains and writes the results."""
+def make_trainer(settled: Settled, parts: Parts, here: ranks.Ranks, path: Path) -> Trainer:
+    """Lightning's trainer with the callbacks and loggers of the configuration and those that each run has."""
+    config = settled.config
+    if "wandb" in config.logger:
+        from ablate.training.wandb_logger import identity
 
-    def __init__(self, config: DictConfig, overrides: list[str], parts: Parts, here: ranks.Ranks):
-        self.config, self.parts, self.ranks = config, parts, here
-        self.decoder = parts.decoder
-        self.path = Path(config.run_dir)
-        self.overrides = [o for o in overrides if not o.startswith(("run_dir=", "resume="))]
-        self.device = torch.device("cuda" if parts.accelerator == "gpu" else "cpu")
-        dtype = torch.bfloat16 if "bf16" in parts.precision else torch.float32
-        peak = hardware.peak_flops(self.device, dtype)
-        self.throughput = Throughput(parts.budget.training_flops_per_token, peak, here.count)
-        self.trainer = self._trainer()
+        config.logger.wandb = {**config.logger.wandb, **identity(config, settled.overrides)}
+    callbacks = [instantiate(node) for node in config.callbacks.values() if node]
+    callbacks += [RouterStatistics(), FinalValidation(), StopOnDivergence(), GracefulStop(path / "checkpoints")]
+    quiet()
+    try:
+        return instantiate(
+            config.trainer,
+            accelerator=parts.accelerator,
+            precision=parts.precision,
+            callbacks=callbacks,
+            strategy=ranks.strategy(here, config.trainer.strategy),
+            logger=[instantiate(node) for node in config.logger.values() if node and here.leads],
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=str(path),
+        )
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, TypeError | ValueError | MisconfigurationException):
+            raise AblateError(f"trainer: {str(cause).splitlines()[0]}") from error
+        raise
 
-    def _trainer(self) -> Trainer:
-        config = self.config
-        if "wandb" in config.logger:
-            from ablate.training.wandb_logger import identity
 
-            config.logger.wandb = {**config.logger.wandb, **identity(config, self.overrides)}
-        callbacks = [instantiate(node) for node in config.callbacks.values() if node]
-        callbacks += [self.throughput, RouterStatistics(), FinalValidation(), StopOnDivergence()]
-        callbacks += [GracefulStop(self.path / "checkpoints")]
-        quiet()
-        try:
-            return instantiate(
-                config.trainer,
-                accelerator=self.parts.accelerator,
-                precision=self.parts.precision,
-                callbacks=callbacks,
-                strategy=ranks.strategy(self.ranks, config.trainer.strategy),
-                logger=[instantiate(node) for node in config.logger.values() if node and self.ranks.leads],
-                plugins=[AtomicCheckpointIO()],
-                default_root_dir=str(self.path),
-            )
-        except Exception as error:
-            cause = error.__cause__ or error
-            if isinstance(cause, TypeError | ValueError | MisconfigurationException):
-                raise AblateError(f"trainer: {str(cause).splitlines()[0]}") from error
-            raise
+def open_corpus(config: DictConfig, parts: Parts, here: ranks.Ranks) -> Opened:
+    """Prepares the corpus, or takes it from the cache; it must have a batch for every rank."""
+    corpus = parts.corpus.open(parts.data, config.seed, Path(config.paths.data))
+    corpus.require(parts.data.batch_size * here.count)
+    return corpus
 
-    def bring(self, resuming: bool) -> None:
-        """Prepares the corpus, finds the checkpoint."""
-        config, data = self.config, self.parts.data
-        self.corpus: Opened = self.parts.corpus.open(data, config.seed, Path(config.paths.data))
-        self.corpus.require(data.batch_size * self.ranks.count)
-        packed = budget(self.parts.decoder, self.corpus.train.pieces(data.max_rows))
-        self.throughput.flops_per_token = packed.training_flops_per_token
-        self.checkpoint = last_good_checkpoint(self.path / "checkpoints") if resuming else None
 
-    def open(self, resuming: bool) -> None:
-        """Brings data and checkpoint, says what is going to run."""
-        self.bring(resuming)
-        config, earlier = self.config, {}
-        if resuming:
-            earlier = read_summary(self.path)
-            self._check_resumable(earlier)
-            self._resume_curves()
-        self.earlier_wall_s = earlier.get("wall_s", 0.0)
-        self.summary: dict[str, Any] = {
-            "status": "running",
-            "seed": config.seed,
-            "overrides": self.overrides,
-            "budget": self.parts.budget.to_dict(),
-            "training_flops_per_token": self.throughput.flops_per_token,
-            "corpus": {"name": config.data.name, "fingerprint": self.corpus.fingerprint, **self.corpus.report()},
-            "precision": self.parts.precision,
-            **provenance(),
-        }
-        write_config(self.path, config)
-        write_json(self.path / "summary.json", self.summary)
-        terminal.show_plan(self.parts, self.corpus, config)
+def add_throughput(trainer: Trainer, parts: Parts, here: ranks.Ranks, cost: Budget) -> Throughput:
+    """Gives the trainer the callback that times it.
 
-    def _check_resumable(self, earlier: dict[str, Any]) -> None:
-        if earlier.get("corpus", {}).get("fingerprint") != self.corpus.fingerprint:
-            raise AblateError(f"resume: the corpus is not the one that {self.path} was trained on; start a new run")
-        step, max_steps = self._checkpoint_step(), self.config.trainer.max_steps
-        if step > max_steps or (step == max_steps and earlier.get("status") == "finished"):
-            raise AblateError(
-                f"resume: {self.path} is finished, at step {step} of {max_steps}; to go on, raise trainer.max_steps"
-            )
+    It comes later than the others, because what a token costs is known once the corpus is open, and a trainer that
+    cannot be made shall be refused before that.
+    """
+    dtype = torch.bfloat16 if "bf16" in parts.precision else torch.float32
+    peak = hardware.peak_flops(parts.device, dtype)
+    throughput = Throughput(cost.training_flops_per_token, peak, here.count)
+    trainer.callbacks.insert(0, throughput)
+    return throughput
 
-    def _checkpoint_step(self) -> int:
-        return 0 if self.checkpoint is None else int(self.checkpoint.stem.removeprefix("step="))
 
-    def _resume_curves(self) -> None:
-        for logger in self.trainer.loggers:
-            if isinstance(logger, Curves):
-                logger.resume_from(self._checkpoint_step())
+def take_up(path: Path, trainer: Trainer, corpus: Opened, checkpoint: Path | None, max_steps: int) -> float:
+    """Loads the curves of the run to resume, up to the checkpoint; returns the seconds that it has taken so far.
 
-    def fit(self) -> float:
-        """Trains to the end, or to the next signal; the summary says how it ended."""
-        self.start, status = time.perf_counter(), "failed"
-        try:
-            for logger in self.trainer.loggers:
-                logger.log_hyperparams({**plain(self.config), "budget": self.parts.budget.to_dict()})
-            self.train()
-            self._finish()
-            status = "finished"
-        except Interrupted as stop:
-            status = "interrupted"
-            print(f"{stop}; to go on: python train.py resume={self.path}", flush=True)
-            raise SystemExit(128 + stop.signum) from stop
-        except (KeyboardInterrupt, SystemExit):
-            status = "interrupted"
-            raise
-        except Diverged as error:
-            status = "diverged"
-            raise AblateError(f"the run diverged: {error}") from error
-        finally:
-            with signals_later():
-                self._close(status)
-        terminal.show_results(self.summary, self.path)
-        return self.summary["metrics"]["val/loss"]
+    Raises:
+        AblateError: it was trained on another corpus, or is finished.
+    """
+    earlier, step = read_summary(path), step_of(checkpoint)
+    if earlier.get("corpus", {}).get("fingerprint") != corpus.fingerprint:
+        raise AblateError(f"resume: the corpus is not the one that {path} was trained on; start a new run")
+    if step > max_steps or (step == max_steps and earlier.get("status") == "finished"):
+        raise AblateError(
+            f"resume: {path} is finished, at step {step} of {max_steps}; to go on, raise trainer.max_steps"
+        )
+    for logger in trainer.loggers:
+        if isinstance(logger, Curves):
+            logger.resume_from(step)
+    return earlier.get("wall_s", 0.0)
 
-    def train(self) -> None:
-        """The part of `fit` that all ranks take.
 
-        Raises:
-            Interrupted, Diverged: on all ranks alike.
-        """
-        config, parts, trainer = self.config, self.parts, self.trainer
-        module = LanguageModel(parts.decoder, parts.optimizer, parts.schedule, self.corpus.val, config.compile)
-        data = RowData(self.corpus, parts.data.batch_size, config.seed, parts.data.workers, parts.data.max_rows)
-        # For parts that draw while training, on each rank differently; resuming restores them.
-        seed_everything((config.seed + self.ranks.rank) % 2**32, verbose=False)
-        with ranks.ending_together(trainer, (Interrupted, Diverged)):
-            trainer.fit(module, data, ckpt_path=self.checkpoint, weights_only=True)
-            if "val/loss" not in trainer.callback_metrics:  # resumed at the last step
-                trainer.validate(module, data, verbose=False)
-            if not math.isfinite(trainer.callback_metrics["val/loss"]):
-                raise Diverged("val/loss is not finite: lower optimizer.lr")
-            if isinstance(trainer.strategy, ShardedStrategy):
-                self.decoder = trainer.strategy.whole_decoder(self.decoder)
+def write_plan(settled: Settled, parts: Parts, path: Path, corpus: Opened, cost: Budget) -> dict[str, Any]:
+    """Writes and prints what is about to run; returns the summary, which the later steps complete."""
+    config = settled.config
+    summary = {
+        "status": "running",
+        "seed": config.seed,
+        "overrides": settled.overrides,
+        "budget": cost.to_dict(),
+        "training_flops_per_token": cost.training_flops_per_token,
+        "corpus": {"name": config.data.name, "fingerprint": corpus.fingerprint, **corpus.report()},
+        "precision": parts.precision,
+        **provenance(),
+    }
+    write_config(path, config)
+    write_json(path / "summary.json", summary)
+    terminal.show_plan(parts, cost, corpus, config)
+    return summary
 
-    def _finish(self) -> None:
-        """Final metrics, the model's files, a sample, and what generating costs."""
-        decoder, tokenizer = self.decoder, self.corpus.tokenizer
-        save_model(self.path / "model", decoder, tokenizer)
-        self.summary |= {
-            "metrics": self._metrics(),
-            "speed": {"train_tokens_per_s": self.throughput.tokens_per_s, "train_mfu": self.throughput.mfu},
-            "memory": hardware.peak_memory(self.device),
-        }
-        decoder.eval().to(self.device)
-        with self.trainer.precision_plugin.forward_context():
-            by_position = loss_by_position(decoder, self.corpus.val)
-        if by_position is not None:
-            self.summary["by_position"] = by_position
-        sample, context = self.config.sample, decoder.config.context
-        if sample is None:
-            return
-        prompt_ids = [tokenizer.eot, *tokenizer.encode(sample.prompt)]
-        new_tokens = min(sample.max_new_tokens, context - len(prompt_ids))
-        if new_tokens < 1:
-            print(f"no sample: sample.prompt leaves no room in a context of {context} tokens")
-            return
-        options = {"temperature": sample.temperature, "seed": self.config.seed}
-        text = generate(decoder, tokenizer, sample.prompt, new_tokens, **options)
-        self.summary["sample"] = {"prompt": sample.prompt, "text": text}
-        self.summary["speed"]["generation"] = measure_generation(decoder, prompt_ids, new_tokens)
 
-    def _metrics(self) -> dict[str, float]:
-        """The last value of each metric, also where the last step was taken before resuming."""
-        last = {key: float(value) for key, value in self.trainer.callback_metrics.items() if "/" in key}
-        for logger in self.trainer.loggers:
-            if isinstance(logger, Curves):
-                last |= logger.last()
-        return last
+@contextmanager
+def left_to_rank_0() -> Iterator[None]:
+    """Ends another rank with status 0 where rank 0 says why training stopped."""
+    try:
+        yield
+    except (Interrupted, Diverged):
+        raise SystemExit(0) from None
 
-    def _close(self, status: str) -> None:
-        wall_s = self.earlier_wall_s + time.perf_counter() - self.start
-        self.summary |= {"status": status, "steps": self.trainer.global_step, "wall_s": wall_s}
-        write_json(self.path / "summary.json", self.summary)
-        if "wandb" in self.config.logger:
-            from ablate.training.wandb_logger import finish
 
-            finish(self.summary, 0 if status == "finished" else 1)
+def log_settings(trainer: Trainer, config: DictConfig, cost: Budget) -> None:
+    """Tells the loggers, such as wandb, what the run is."""
+    for logger in trainer.loggers:
+        logger.log_hyperparams({**plain(config), "budget": cost.to_dict()})
+
+
+def fit(trainer: Trainer, module: LanguageModel, rows: RowData, checkpoint: Path | None, seed: int) -> Decoder | None:
+    """Trains to the end, from the checkpoint if there is one; returns the trained decoder.
+
+    None: this rank has only a share of a sharded decoder; rank 0 returns the whole.
+
+    Raises:
+        Interrupted, Diverged: on all ranks alike.
+    """
+    # For components that draw random numbers in training; a checkpoint has the states of the generators.
+    seed_everything(seed % 2**32, verbose=False)
+    with ranks.watched(trainer, agreed=(Interrupted, Diverged)):
+        trainer.fit(module, rows, ckpt_path=checkpoint, weights_only=True)
+        if "val/loss" not in trainer.callback_metrics:  # resumed at the last step
+            trainer.validate(module, rows, verbose=False)
+        if not math.isfinite(trainer.callback_metrics["val/loss"]):
+            raise Diverged("val/loss is not finite: lower optimizer.lr")
+        if isinstance(trainer.strategy, ShardedStrategy):
+            return trainer.strategy.whole_decoder(module.decoder)
+    return module.decoder

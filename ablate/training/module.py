@@ -1,6 +1,5 @@
 """The LightningModule: next-token loss, validation, optimiser and schedule."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ablate.data import RowSource
+from ablate.metrics import METRICS, Sums
 from ablate.model.context import Record
 from ablate.model.decoder import Decoder
 from ablate.model.loss import IGNORE, next_token_loss, right_answers, token_losses
@@ -23,7 +23,7 @@ class LanguageModel(LightningModule):
     """Trains a `Decoder` on batches of packed rows.
 
     optimizer: model -> torch optimiser. schedule: (step, max_steps) -> factor on the learning rate.
-    validation: the rows that are validated on: of text, for bits per byte; of a task, for accuracy.
+    validation: the rows to validate on; they decide which metrics are logged, those of text or those of a task.
     """
 
     def __init__(
@@ -37,19 +37,19 @@ class LanguageModel(LightningModule):
         super().__init__()
         self.decoder = decoder
         self._optimizer, self._schedule, self._validation = optimizer, schedule, validation
-        # The compiled function stands beside the module: its parameters keep their names.
+        # Compiles the function and not the module, so that parameters keep their names.
         self._train_loss = torch.compile(self._loss) if compile else self._loss
 
     def configure_model(self) -> None:
-        if self.device_mesh is not None:  # of trainer.strategy=fsdp
+        if self.device_mesh is not None:  # trainer.strategy=fsdp
             shard(self.decoder, self.device_mesh["data_parallel"])
 
     def _hidden(self, batch: Batch, record: Record | None = None) -> Tensor:
-        documents, most = batch.get("documents"), batch.get("max_documents")
-        return self.decoder.hidden(batch["tokens"], batch["positions"], documents, record=record, max_documents=most)
+        documents, limit = batch.get("documents"), batch.get("max_documents")
+        return self.decoder.hidden(batch["tokens"], batch["positions"], documents, record=record, max_documents=limit)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Record]:
-        """The loss of the next token, and what the layers left beside."""
+        """The mean loss of the next token in nats, and the auxiliary losses and statistics of the layers."""
         record = Record()
         hidden, decoder = self._hidden(batch, record), self.decoder
         loss = next_token_loss(hidden, decoder.head.weight, batch["targets"], decoder.config.logit_softcap)
@@ -66,10 +66,12 @@ class LanguageModel(LightningModule):
         return {"loss": loss, "mean": sum(means.values()), "statistics": record.statistics}
 
     def _over_ranks(self, losses: dict[str, Tensor], targets: Tensor) -> tuple[Tensor | float, dict[str, Tensor]]:
-        """What this rank's loss counts for, and the means over all ranks, detached; `targets` are this rank's.
+        """The weight of this rank's loss, and the mean of each loss over all ranks, detached.
 
-        Gradients are averaged over ranks, but the loss is a mean over the targets of all: who has more counts for more.
-        Auxiliary losses are of each rank's batch, as they are of each batch that gradients are accumulated over.
+        Gradients are averaged over ranks, but the loss is a mean over the targets of all ranks: a rank with more
+        targets weighs more. Auxiliary losses are averaged over ranks as they are over accumulated batches.
+
+        losses: this rank's, the next token's first. targets: this rank's, [B, T].
         """
         values, world = [loss.detach() for loss in losses.values()], self.trainer.world_size
         if world == 1:
@@ -78,6 +80,10 @@ class LanguageModel(LightningModule):
         scored, nats, *others = total(torch.stack([own, values[0] * own, *values[1:]]).double()).unbind()
         means = [nats / scored.clamp(min=1), *(other / world for other in others)]
         return (own * world / scored.clamp(min=1)).float(), dict(zip(losses, (m.float() for m in means), strict=True))
+
+    @property
+    def _of_text(self) -> bool:
+        return self._validation.bytes is not None
 
     def on_validation_epoch_start(self) -> None:
         self._nats = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -89,19 +95,19 @@ class LanguageModel(LightningModule):
         nats = token_losses(hidden, decoder.head.weight, batch["targets"], decoder.config.logit_softcap)
         self._nats += nats.sum(dtype=torch.float64)
         self._scored += (batch["targets"] != IGNORE).sum()
-        if self._validation.bytes is None:
+        if not self._of_text:
             self._right += right_answers(hidden, decoder.head.weight, batch["targets"])
 
     def on_validation_epoch_end(self) -> None:
-        for sums in (self._nats, self._scored, self._right):
-            total(sums)
-        self.log("val/loss", (self._nats / self._scored).float(), prog_bar=True)
-        if self._validation.bytes is None:
-            self.log("val/accuracy", self._right / self._scored, prog_bar=True)
-            return
-        # All bytes, unless limit_val_batches left some out: then their share.
-        scored_bytes = self._validation.bytes * self._scored / self._validation.targets
-        self.log("val/bpb", (self._nats / math.log(2) / scored_bytes).float())
+        for count in (self._nats, self._scored, self._right):
+            total(count)
+        validation, size = self._validation, None
+        if self._of_text:  # all bytes, or with limit_val_batches the share of them that was scored
+            size = validation.bytes * self._scored / validation.targets
+        sums = Sums(nats=self._nats, targets=self._scored, right=self._right, bytes=size)
+        for metric in METRICS.of_validation("text" if self._of_text else "task"):
+            value = torch.as_tensor(metric.of(sums), device=self.device)
+            self.log(metric.name, value.float(), prog_bar=True)
 
     def configure_optimizers(self):
         optimizer = self._optimizer(self.decoder)
@@ -114,6 +120,6 @@ class LanguageModel(LightningModule):
         self.decoder.after_step()
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        # Lightning's own clipping refuses fused AdamW in mixed precision, and does not report the norm.
+        # Lightning's clipping refuses fused AdamW in mixed precision, and does not report the norm.
         norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), gradient_clip_val or float("inf"))
         self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)

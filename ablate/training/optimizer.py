@@ -1,21 +1,61 @@
-"""Optimisers: a function from a model to a torch optimiser."""
+"""Optimisers. A component is called with a model, and returns a torch optimiser over its parameters.
+
+    @OPTIMIZERS.register("sgd")
+    @dataclass(frozen=True, kw_only=True)
+    class SGD:
+        lr: float
+
+        def __call__(self, model: nn.Module) -> torch.optim.Optimizer: ...
+
+Its options are checked when it is built, before any data is read: their types by the registry, their ranges in
+`__post_init__`. Their values are in `conf/optimizer/NAME.yaml` alone, so they have no defaults here.
+"""
+
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ablate.errors import AblateError
+from ablate import check
+from ablate.model.roles import DRAWN, declared
+from ablate.registry import Axis
+
+OPTIMIZERS = Axis("optimizer")
 
 
-def adamw(
-    model: nn.Module, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019), decay on matrices only: not on norms and biases."""
-    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-            raise AblateError(f"optimizer.{name}={value}: expected a number, at least 0")
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=tuple(betas), eps=eps, fused=True)
+@OPTIMIZERS.register("adamw")
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW, whose weight decay acts on the weights and not on the gradients (Loshchilov and Hutter 2019).
+
+    lr: peak learning rate; the schedule scales it.
+    betas: decay rates of the running means of gradients and of their squares.
+    eps: added to the root of the second mean.
+    weight_decay: of matrices, experts, embeddings and the head; gains and biases are not decayed.
+
+    Raises:
+        AblateError: a value out of its range.
+    """
+
+    lr: float
+    betas: list[float]
+    eps: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "eps", "weight_decay"):
+            check.number(f"optimizer.{name}", getattr(self, name), least=0)
+        if len(self.betas) != 2:
+            raise check.wrong("optimizer.betas", self.betas, "two numbers")
+        for beta in self.betas:
+            check.number("optimizer.betas", beta, least=0, below=1)
+
+    def __call__(self, model: nn.Module) -> torch.optim.AdamW:
+        trained = [d for d in declared(model) if d.parameter.requires_grad]
+        # Two groups, each in the order of model.parameters(): checkpoints number an optimiser's states by it.
+        groups = [
+            {"params": [d.parameter for d in trained if d.role in DRAWN], "weight_decay": self.weight_decay},
+            {"params": [d.parameter for d in trained if d.role not in DRAWN], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=tuple(self.betas), eps=self.eps, fused=True)

@@ -1,14 +1,14 @@
-"""Everything that a run needs but data, built and checked before any data is touched."""
+"""The parts of a run that need no data, built and checked before any is read."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
+from torch import nn
 
-from ablate import hardware
-from ablate.accounting import Budget, budget
+from ablate import check, hardware
 from ablate.compose import plain
 from ablate.data import CORPORA, Settings
 from ablate.errors import AblateError
@@ -16,20 +16,47 @@ from ablate.generation import Sampling
 from ablate.model.config import DecoderConfig, load_plugins
 from ablate.model.decoder import Decoder, check_memory
 from ablate.registry import check_options
+from ablate.training.optimizer import OPTIMIZERS
 from ablate.training.ranks import STRATEGIES
+from ablate.training.scheduler import SCHEDULES
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """The text to write at the end of training.
+
+    Raises:
+        AblateError: an empty prompt, or a number out of its range.
+    """
+
+    prompt: str
+    max_new_tokens: int
+    temperature: float
+
+    def __post_init__(self) -> None:
+        check.text("sample.prompt", self.prompt)
+        check.whole("sample.max_new_tokens", self.max_new_tokens, 1)
+        try:
+            Sampling(self.temperature)
+        except AblateError as error:
+            raise AblateError(f"sample.{error}") from error
+
+
+@dataclass(frozen=True)
 class Parts:
     decoder: Decoder
-    kernels: list[str]  # that compute each layer's attention in training
-    budget: Budget
+    kernels: list[str]  # the kernel that computes each layer's attention in training
     data: Settings
-    corpus: Any
-    optimizer: Any  # model -> torch optimiser
-    schedule: Any  # (step, max_steps) -> factor on the learning rate
+    corpus: Any  # not open yet
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    schedule: Callable[[int, int], float]  # (step, max_steps) -> factor on the learning rate
     accelerator: str
     precision: str
+    sample: Sample | None
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if self.accelerator == "gpu" else "cpu")
 
 
 def assemble(config: DictConfig, device: str = "cpu") -> Parts:
@@ -40,33 +67,20 @@ def assemble(config: DictConfig, device: str = "cpu") -> Parts:
     """
     tags = config.tags
     if not isinstance(tags, ListConfig) or not all(isinstance(tag, str) for tag in tags):
-        raise AblateError(f"tags={tags}: expected a list of names, such as tags=[one,two]")
+        raise check.wrong("tags", tags, "a list of names, such as tags=[one,two]")
     load_plugins(config.plugins)
-    _whole("seed", config.seed, 0)
-    if config.seed >= 2**63:
-        raise AblateError(f"seed={config.seed}: expected less than 2^63")
-    if not isinstance(config.compile, bool):
-        raise AblateError(f"compile={config.compile}: expected true or false")
+    check.seed("seed", config.seed)
+    check.switch("compile", config.compile)
+    sample = None
     if config.sample is not None:
-        _check_sample(config.sample)
-    for key in (
-        "max_steps",
-        "devices",
-        "num_nodes",
-        "accumulate_grad_batches",
-        "log_every_n_steps",
-        "val_check_interval",
-    ):
-        _whole(f"trainer.{key}", config.trainer[key], 1)
-    _check_strategy(config.trainer.strategy)
-    clip = config.trainer.gradient_clip_val
-    if clip is not None and (not isinstance(clip, int | float) or isinstance(clip, bool) or not clip > 0):
-        raise AblateError(f"trainer.gradient_clip_val={clip}: expected a number above 0, or null")
+        sample = Sample(**check_options("sample", "the sample", Sample, plain(config.sample)))
+    _check_trainer(config.trainer)
     accelerator = hardware.resolve_accelerator(config.trainer.accelerator, devices=config.trainer.devices)
     precision = hardware.resolve_precision(config.trainer.precision, accelerator)
     data, corpus = read_data(plain(config.data))
     model = DecoderConfig.from_dict(plain(config.model))
     _check_sizes(data, model)
+    optimizer, schedule = OPTIMIZERS.build(plain(config.optimizer)), SCHEDULES.build(plain(config.scheduler))
     if accelerator == "cpu":
         check_memory(model, training=True)
     with torch.device(device):
@@ -74,14 +88,14 @@ def assemble(config: DictConfig, device: str = "cpu") -> Parts:
     if config.trainer.strategy == "fsdp":
         _check_shardable(decoder)
     kernels = decoder.kernels(hardware.training_place(accelerator, precision, data.context, config.compile))
-    optimizer, schedule = instantiate(config.optimizer), instantiate(config.scheduler)
+    steps = config.trainer.max_steps
     _try("optimizer", lambda: optimizer(decoder))
-    _try("scheduler", lambda: [schedule(step, config.trainer.max_steps) for step in (0, config.trainer.max_steps)])
-    return Parts(decoder, kernels, budget(decoder), data, corpus, optimizer, schedule, accelerator, precision)
+    _try("scheduler", lambda: [float(schedule(step, steps)) for step in (0, steps)])
+    return Parts(decoder, kernels, data, corpus, optimizer, schedule, accelerator, precision, sample)
 
 
 def read_data(node: dict[str, Any]) -> tuple[Settings, Any]:
-    """What a resolved node `data` says, and the corpus that it names, not yet open.
+    """The settings in a resolved node `data`, and the corpus that it names, not yet open.
 
     Raises:
         AblateError: an unknown key, or a value that cannot be.
@@ -93,9 +107,13 @@ def read_data(node: dict[str, Any]) -> tuple[Settings, Any]:
     return kind(**check_options("data", "data", kind, shared)), corpus
 
 
-def _check_strategy(strategy: Any) -> None:
-    if strategy not in STRATEGIES:
-        raise AblateError(f"trainer.strategy={strategy}: choose one of {', '.join(STRATEGIES)}")
+def _check_trainer(trainer: DictConfig) -> None:
+    """Checks the options that this package reads; Lightning's Trainer checks the others."""
+    steps = ("max_steps", "accumulate_grad_batches", "log_every_n_steps", "val_check_interval")
+    for key in (*steps, "devices", "num_nodes"):
+        check.whole(f"trainer.{key}", trainer[key], 1)
+    check.choice("trainer.strategy", trainer.strategy, STRATEGIES)
+    check.number("trainer.gradient_clip_val", trainer.gradient_clip_val, above=0, null=True)
 
 
 def _check_shardable(decoder: Decoder) -> None:
@@ -117,24 +135,8 @@ def _check_sizes(settings: Settings, model: DecoderConfig) -> None:
         raise AblateError(f"data.context={settings.context} is beyond model.context={model.context}: raise that")
 
 
-def _check_sample(sample: DictConfig) -> None:
-    if not isinstance(sample.prompt, str):
-        raise AblateError(f"sample.prompt={sample.prompt}: expected a text; quote it")
-    if not sample.prompt:
-        raise AblateError("sample.prompt: it is empty; give some text to go on from")
-    _whole("sample.max_new_tokens", sample.max_new_tokens, 1)
-    try:
-        Sampling(sample.temperature)
-    except AblateError as error:
-        raise AblateError(f"sample.{error}") from error
-
-
-def _whole(key: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise AblateError(f"{key}={value}: expected a whole number, at least {least}")
-
-
-def _try(key: str, attempt: Any) -> None:
+def _try(key: str, attempt: Callable[[], object]) -> None:
+    """Calls a component once, so that a user's own fails here, by its key, and not in training."""
     try:
         attempt()
     except AblateError:

@@ -6,13 +6,16 @@ import time
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
+from ablate.words import level
+
 
 def progress_bar() -> ProgressBar:
+    """A bar if stderr is a terminal, else lines."""
     return StepBar() if sys.stderr.isatty() else StepLines()
 
 
 class StepBar(TQDMProgressBar):
-    """Lightning's bar over all optimiser steps, so that it can tell the time left."""
+    """Lightning's bar, over all steps of the run in place of an epoch's, so that it shows the time left."""
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
@@ -31,14 +34,14 @@ class StepBar(TQDMProgressBar):
 
 
 class StepLines(ProgressBar):
-    """step 120/500  loss 4.12  11.2k tokens/s  1:32 left"""
+    """Prints lines such as `step 120/500  loss 4.12  11.2k tokens/s  1:32 left`."""
 
     def __init__(self, every_s: float = 5.0):
         super().__init__()
         self._every = every_s
 
     def disable(self) -> None:
-        """Lightning's call to all ranks but the first."""
+        """Lightning calls this on all ranks but 0."""
         self._every = float("inf")
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -62,6 +65,6 @@ class StepLines(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking and "val/loss" in trainer.callback_metrics:
-            found = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-            said = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
-            print(f"step {trainer.global_step}/{trainer.max_steps}  {said}", flush=True)
+            values = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+            shown = "  ".join(f"{name} {level(value)}" for name, value in values.items())
+            print(f"step {trainer.global_step}/{trainer.max_steps}  {shown}", flush=True)

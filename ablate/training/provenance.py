@@ -1,4 +1,4 @@
-"""What made a run: versions, machine, git revision of the code."""
+"""Provenance of a run: versions, machine, git revision of the code."""
 
 import platform
 import subprocess
@@ -11,7 +11,7 @@ import torch
 
 
 def provenance() -> dict[str, Any]:
-    """What made a run: versions, machine, git revision of the code."""
+    """The command, the versions of packages, the machine, and the git revision of the code, as plain data."""
     packages = ("torch", "lightning", "hydra-core", "tokenizers", "datasets", "numpy")
     return {
         "command": " ".join(sys.argv),

@@ -1,7 +1,7 @@
-"""Several processes that train one model: who this one is among them, and how they start and end together.
+"""Several processes that train one model: which of them this one is, and how they start and end together.
 
-Rank 0 makes the run folder, and is the only one that writes there or says anything. It is the process that the user
-started; Lightning starts the others by the same command, unless torchrun or Slurm started all of them.
+Rank 0 is the process that the user started. It makes the run folder; the other ranks write nothing there and print
+nothing. Lightning starts them by the same command, unless torchrun or Slurm has started all of them.
 """
 
 import contextlib
@@ -33,31 +33,34 @@ from ablate.training.quiet import quiet
 from ablate.training.sharding import ShardedStrategy
 
 STRATEGIES = ("auto", "ddp", "fsdp")
-_PATIENCE_S = 30.0  # with ranks that have the same reason to end as rank 0
-_GRACE_S = 3.0  # between the end of one rank and the notice of another
+_PATIENCE_S = 30.0  # how long rank 0 waits for ranks that end for the same reason as itself
+_GRACE_S = 3.0  # how long a broken connection waits for news of the rank that broke it
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """`count` processes on all nodes together, `local` of them on this one; this is number `rank`."""
+    """This process among all that train the model.
+
+    count: processes on all nodes together. local: processes on this node. rank: the number of this one.
+    folder: the run folder, if this process is not the one that names it.
+    """
 
     count: int = 1
     local: int = 1
     rank: int = 0
-    folder: str | None = None  # the run folder, where another process has made it
+    folder: str | None = None
 
     @property
     def leads(self) -> bool:
         return self.rank == 0
 
 
-def find(config: DictConfig, accelerator: str) -> Ranks:
-    """This process among those that `config.trainer` asks for.
+def find(trainer: DictConfig, run_dir: str | None, accelerator: str) -> Ranks:
+    """Which of the processes that the node `trainer` asks for this one is.
 
     Raises:
-        AblateError: they cannot be had here, or do not know where to meet.
+        AblateError: this machine does not have them, or they would not agree on the run folder.
     """
-    trainer = config.trainer
     started = TorchElasticEnvironment().world_size() if TorchElasticEnvironment.detect() else 1
     count = trainer.devices * trainer.num_nodes
     if count == 1 and started == 1:
@@ -77,67 +80,67 @@ def find(config: DictConfig, accelerator: str) -> Ranks:
                 f"trainer.devices={trainer.devices}: with -m only on one machine, where this process starts the "
                 "others; under torchrun or srun start each run by its own command"
             )
-        if config.run_dir is None:
+        if run_dir is None:
             raise AblateError(
                 "run_dir=null: processes that torchrun, srun or several machines start must agree on the folder; "
                 "set run_dir=..."
             )
-        folder = config.run_dir
+        folder = run_dir
     return Ranks(count, trainer.devices, probe.global_rank, folder)
 
 
-def _probe(config: DictConfig, accelerator: str) -> Trainer:
-    """A trainer that will not train: Lightning knows its cluster environments."""
+def _probe(node: DictConfig, accelerator: str) -> Trainer:
+    """A trainer that only shows which cluster environment Lightning finds, and which rank it gives this process."""
     quiet()
     try:
         probe = Trainer(
             accelerator=accelerator,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
+            devices=node.devices,
+            num_nodes=node.num_nodes,
             strategy="ddp",
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        probe.strategy.cluster_environment.validate_settings(config.devices, config.num_nodes)
+        probe.strategy.cluster_environment.validate_settings(node.devices, node.num_nodes)
     except (ValueError, RuntimeError, MisconfigurationException) as error:
-        raise AblateError(f"trainer.devices={config.devices}: {str(error).splitlines()[0]}") from error
+        raise AblateError(f"trainer.devices={node.devices}: {str(error).splitlines()[0]}") from error
     return probe
 
 
 def strategy(ranks: Ranks, name: str) -> str | Strategy:
-    """Lightning's for `trainer.strategy=name`; one process needs none."""
+    """Lightning's strategy for `trainer.strategy=name`."""
     if ranks.count == 1:
         return "auto"
     if name == "fsdp":
         return ShardedStrategy(ranks.count)
-    # Buffers are the same on all ranks, or counts of a rank's own, as a mixture of experts keeps them.
+    # Buffers are equal on all ranks, or count what a rank has seen, as in a mixture of experts: not for broadcasting.
     return DDPStrategy(broadcast_buffers=False)
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum over all ranks, in place; of one rank, its own."""
+    """Replaces `values` by their sum over all ranks, and returns it."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
     return values
 
 
 def gathered(own: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each rank has, by rank."""
+    """The `own` of every rank, in the order of ranks."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [own]
-    found: list[dict[str, Any]] = [{}] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, own)
-    return found
+    everyone: list[dict[str, Any]] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, own)
+    return everyone
 
 
 @contextlib.contextmanager
 def following(ranks: Ranks) -> Iterator[None]:
-    """Around all that a rank other than 0 does: says nothing but what went wrong, and ends with its leader."""
+    """For a rank other than 0: prints nothing but errors, with the number of the rank, and exits when rank 0 dies."""
     if os.environ.get(LED_BY):
-        leader = int(os.environ[LED_BY].partition(":")[0])
-        threading.Thread(target=_end_with, args=(leader,), daemon=True).start()
+        parent = int(os.environ[LED_BY].partition(":")[0])
+        threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -145,33 +148,33 @@ def following(ranks: Ranks) -> Iterator[None]:
         except AblateError as error:
             raise AblateError(f"rank {ranks.rank}: {error}") from error
         except RuntimeError:
-            time.sleep(1.0)  # if the connection broke because the leader has ended, so does this process, in silence
+            time.sleep(1.0)  # if the connection broke because rank 0 died, the thread ends this process without a word
             raise
 
 
-def _end_with(leader: int) -> None:
-    """Ends this process once its parent is gone, however that ended: it may be waiting for it, and nothing wakes it."""
-    while os.getppid() == leader:
+def _exit_with(parent: int) -> None:
+    """Exits when the parent dies: a blocked collective would wait forever."""
+    while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 
 
 @contextlib.contextmanager
-def together(ranks: Ranks, path: Path, overrides: list[str]) -> Iterator[None]:
-    """Around a run: what Lightning starts is told its folder; what Lightning leaves in this process is taken back.
+def environment(ranks: Ranks, path: Path, overrides: list[str]) -> Iterator[None]:
+    """Tells the ranks that Lightning starts the run folder `path`; restores this process afterwards.
 
-    overrides: of this run alone, which in a sweep are not those of the command.
+    overrides: of this run. In a sweep the started ranks take them in place of the command's, which name every run.
     """
     if ranks.count == 1:
         yield
         return
-    environment, arguments, threads = dict(os.environ), sys.argv, torch.get_num_threads()
+    variables, arguments, threads = dict(os.environ), sys.argv, torch.get_num_threads()
     if LED_BY not in os.environ:
         os.environ[LED_BY] = f"{os.getpid()}:{path}"
-        os.environ.pop("HYDRA_FULL_ERROR", None)  # ours, for this process
+        os.environ.pop("HYDRA_FULL_ERROR", None)  # set by ablate.cli for this process alone
         if _multirun():
             sys.argv = [sys.argv[0], *overrides]
-    _set_num_threads_if_needed(ranks.local)  # Lightning does, but after the processor has been measured
+    _set_num_threads_if_needed(ranks.local)  # Lightning sets it later, after the processor has been measured
     try:
         yield
     finally:
@@ -180,14 +183,14 @@ def together(ranks: Ranks, path: Path, overrides: list[str]) -> Iterator[None]:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         os.environ.clear()
-        os.environ.update(environment)
+        os.environ.update(variables)
 
 
 @contextlib.contextmanager
-def ending_together(trainer: Trainer, agreed: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Around training: the ranks that Lightning started here are gone after it.
+def watched(trainer: Trainer, agreed: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Watches the ranks that Lightning starts in this block: ends the run if one dies, and ends them after the block.
 
-    agreed: errors that all ranks raise at the same step.
+    agreed: errors that all ranks raise at the same step; the others are then given time to end by themselves.
 
     Raises:
         AblateError: one of them has died.
@@ -202,56 +205,60 @@ def ending_together(trainer: Trainer, agreed: tuple[type[Exception], ...]) -> It
         patience_s = _PATIENCE_S
         raise
     except RuntimeError as error:
-        if watch.processes and watch.found.wait(_GRACE_S):  # a broken connection is noticed before its cause
-            raise AblateError(watch.died) from error
+        if watch.processes and watch.one_died.wait(_GRACE_S):  # the connection breaks before the death is noticed
+            raise AblateError(watch.report) from error
         raise
     finally:
-        watch.ended.set()
+        watch.over.set()
         watch.join()
-        watch.dismiss(patience_s)
+        watch.end_all(patience_s)
 
 
 class _Watch(threading.Thread):
-    """Looks after the processes that Lightning starts. If one fails, this process ends with it, even from a wait for
-    it that nothing else would end. Lightning's own observer would end it by SIGKILL, without a word: it gets none."""
+    """Watches the processes that Lightning starts, and ends this one if one of them fails: it may be blocked in a
+    collective that nothing else would end. Lightning's own observer, which would end it by SIGKILL and without a
+    message, is given nothing to observe.
+
+    over: set when there is nothing more to watch. one_died: set when a rank has failed, as `report` then says.
+    """
 
     def __init__(self, trainer: Trainer):
         super().__init__(daemon=True)
         self._launcher, self._rank = trainer.strategy.launcher, trainer.global_rank
         self._path = trainer.default_root_dir
-        self.ended, self.found, self.died = threading.Event(), threading.Event(), ""
+        self.over, self.one_died, self.report = threading.Event(), threading.Event(), ""
         self.processes: list[subprocess.Popen] = []
 
     def run(self) -> None:
-        while not self.ended.wait(0.1) and not self.found.is_set():
-            self._take()
+        while not self.over.wait(0.1) and not self.one_died.is_set():
+            self._take_over()
             for rank, process in enumerate(self.processes, self._rank + 1):
                 if process.poll():
-                    self._tell(rank, process.returncode)
+                    self._note(rank, process.returncode)
                     break
-        if self.found.is_set() and not self.ended.wait(_GRACE_S):
-            print(f"error: {self.died}", file=sys.stderr, flush=True)
-            self.dismiss(0)
+        if self.one_died.is_set() and not self.over.wait(_GRACE_S):
+            print(f"error: {self.report}", file=sys.stderr, flush=True)
+            self.end_all(0)
             os._exit(1)
 
-    def _take(self) -> None:
-        """Takes over what Lightning has started by now, from the list that its observer reads every five seconds.
+    def _take_over(self) -> None:
+        """Moves the started processes here from the list that Lightning's observer reads every five seconds.
 
-        Only once all are there: while Lightning starts them, the list grows.
+        Only when all are there: the list grows while Lightning starts them.
         """
         started = getattr(self._launcher, "procs", [])
         if started and len(started) == self._launcher.num_processes - 1:
             self.processes += started
             started.clear()
 
-    def _tell(self, rank: int, code: int) -> None:
+    def _note(self, rank: int, code: int) -> None:
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-        self.died = f"rank {rank} {how}, and the run with it; to go on: resume={self._path}"
-        self.found.set()
+        self.report = f"rank {rank} {how}, and the run with it; to go on: resume={self._path}"
+        self.one_died.set()
 
-    def dismiss(self, patience_s: float) -> None:
-        """Waits for the processes to end, then ends them."""
-        self._take()
+    def end_all(self, patience_s: float) -> None:
+        """Waits for the processes to end, and kills those that have not ended in time."""
+        self._take_over()
         until = time.monotonic() + patience_s
         for process in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):

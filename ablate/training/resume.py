@@ -1,39 +1,38 @@
-"""Taking up a run again: its configuration, from what its folder records and what is given now."""
+"""Resuming a run: its configuration, composed again from the overrides that its folder records and those given now."""
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from ablate.compose import compose_config
+from ablate.compose import compose_config, plain
 from ablate.errors import AblateError
-from ablate.overrides import first_difference, key_of
+from ablate.overrides import PLACE, first_difference, key_of, without
 from ablate.run import read_config, read_summary
 
-_FIXED = ("model", "data", "optimizer", "scheduler", "seed")
+_FIXED = ("model", "data", "optimizer", "scheduler", "seed")  # what a resumed run cannot change
 
 
-def resumed(resume: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
-    """The configuration of the run in `resume`, composed again from its overrides and these ones.
+def resumed(folder: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
+    """The configuration and the overrides of the run in `folder`, with `overrides` given now in place of recorded ones.
 
-    Only its overrides are taken from the folder, and none that names code.
+    Takes nothing from the folder but its overrides, and refuses those that name code to run.
 
     Raises:
-        AblateError: no run there, or an override of what a resumed run keeps (its model, data, optimiser, seed).
+        AblateError: no run there, or an override that would change its model, data, optimiser, schedule or seed.
     """
-    path = Path(resume)
-    recorded = [str(o) for o in read_summary(path).get("overrides", [])]
-    later = {key_of(o): o for o in overrides if key_of(o) not in ("resume", "run_dir")}
+    path = Path(folder)
+    recorded = [str(override) for override in read_summary(path).get("overrides", [])]
+    given = {key_of(override): override for override in without(overrides, PLACE)}
     for override in recorded:
         names_code = key_of(override) in ("plugins", "hydra.searchpath") or "_target_" in override
-        if names_code and key_of(override) not in later:
+        if names_code and key_of(override) not in given:
             raise AblateError(f"resume: the run was made with {override}, which names code: give it again yourself")
-    merged = [o for o in recorded if key_of(o) not in later] + list(later.values())
+    merged = [override for override in recorded if key_of(override) not in given] + list(given.values())
     config = compose_config("train", merged)
-    saved = read_config(path)
+    saved, composed = read_config(path), plain(config)
     for section in _FIXED:
-        now = OmegaConf.to_container(config, resolve=True)[section]
-        if now != saved.get(section):
-            key, then, now = first_difference(section, saved.get(section), now)
+        if composed[section] != saved.get(section):
+            key, then, now = first_difference(section, saved.get(section), composed[section])
             raise AblateError(
                 f"resume: {key} is {now}, but the run has {then}; a resumed run keeps its "
                 f"{', '.join(_FIXED)}: start a new run to change them"

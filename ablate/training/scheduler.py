@@ -1,45 +1,73 @@
-"""Learning-rate schedules: pure functions of the step, so that resuming needs no state.
+"""Learning-rate schedules. A component is called with (step, max_steps), and returns the factor on the peak rate.
 
-Each returns the factor on the peak learning rate for optimiser step `step` of `max_steps`.
-Lengths are shares of `max_steps`.
+`step` counts optimiser steps from 0. A schedule is a pure function of it, so that resuming needs no state. Its options
+are checked when it is built; their values are in `conf/scheduler/NAME.yaml` alone.
 """
 
+import dataclasses
 import math
+from dataclasses import dataclass
 
-from ablate.errors import AblateError
+from ablate import check
+from ablate.registry import Axis
 
-
-def cosine(step: int, max_steps: int, *, warmup: float, final: float) -> float:
-    """Linear warm-up, then half a cosine down to `final` (Loshchilov and Hutter 2017)."""
-    _check(warmup=warmup, final=final)
-    rise = _rise(step, max_steps, warmup)
-    done = _share(step, max_steps * warmup, max_steps)
-    return rise * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
+SCHEDULES = Axis("scheduler")
 
 
-def wsd(step: int, max_steps: int, *, warmup: float, decay: float, final: float) -> float:
-    """Warm-up, stable, decay: linear down to `final` over the last share (Hu et al. 2024, MiniCPM)."""
-    _check(warmup=warmup, decay=decay, final=final)
-    done = _share(step, max_steps * (1 - decay), max_steps)
-    return _rise(step, max_steps, warmup) * (1 - (1 - final) * done)
+@dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    """What the schedules here share: they rise linearly to the peak over the first share `warmup` of all steps.
+
+    Raises:
+        AblateError: an option is not a number from 0 to 1.
+    """
+
+    warmup: float
+
+    def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            check.number(f"scheduler.{option.name}", getattr(self, option.name), least=0, most=1)
+
+    def rise(self, step: int, max_steps: int) -> float:
+        """The factor of the warm-up, 1 after it."""
+        return min(1.0, (step + 1) / max(1.0, max_steps * self.warmup))
 
 
-def constant(step: int, max_steps: int, *, warmup: float) -> float:
-    """Linear warm-up, then constant."""
-    _check(warmup=warmup)
-    return _rise(step, max_steps, warmup)
+@SCHEDULES.register("constant")
+@dataclass(frozen=True, kw_only=True)
+class Constant(WarmUp):
+    """Warm-up, then the peak rate to the end."""
+
+    def __call__(self, step: int, max_steps: int) -> float:
+        return self.rise(step, max_steps)
 
 
-def _check(**shares: float) -> None:
-    for name, value in shares.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise AblateError(f"scheduler.{name}={value}: expected a share, from 0 to 1")
+@SCHEDULES.register("cosine")
+@dataclass(frozen=True, kw_only=True)
+class Cosine(WarmUp):
+    """Warm-up, then half a cosine down to `final` of the peak (Loshchilov and Hutter 2017)."""
+
+    final: float
+
+    def __call__(self, step: int, max_steps: int) -> float:
+        done = _progress(step, max_steps * self.warmup, max_steps)
+        return self.rise(step, max_steps) * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def _rise(step: int, max_steps: int, warmup: float) -> float:
-    return min(1.0, (step + 1) / max(1.0, max_steps * warmup))
+@SCHEDULES.register("wsd")
+@dataclass(frozen=True, kw_only=True)
+class WSD(WarmUp):
+    """Warm-up, stable, decay: linear down to `final` of the peak over the last share `decay` of all steps
+    (Hu et al. 2024, MiniCPM)."""
+
+    decay: float
+    final: float
+
+    def __call__(self, step: int, max_steps: int) -> float:
+        done = _progress(step, max_steps * (1 - self.decay), max_steps)
+        return self.rise(step, max_steps) * (1 - (1 - self.final) * done)
 
 
-def _share(step: int, start: float, end: float) -> float:
-    """How far `step` is from `start` to `end`, within 0 .. 1."""
+def _progress(step: int, start: float, end: float) -> float:
+    """How far `step` is from `start` to `end`, from 0 to 1."""
     return min(1.0, max(0.0, (step - start) / max(1.0, end - start)))

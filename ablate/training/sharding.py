@@ -1,7 +1,7 @@
 """FSDP: each rank holds a share of every weight, of its gradient and of its moments (Zhao et al. 2023).
 
-A block's weights are whole only while the block computes. What checkpoints and the run folder hold is whole, and the
-same as of one process.
+A block's weights are gathered only while the block computes. Checkpoints and the run folder hold whole tensors, as
+those of one process do.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ from ablate.model.decoder import Decoder
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2, over `count` ranks, with checkpoints that any number of processes can go on from.
+    """Lightning's strategy for FSDP2 over `count` ranks, with checkpoints that any number of processes can resume.
 
-    Lightning's own numbers the states of an optimiser as the model lists its parameters. An optimiser numbers them
-    group by group: read by the one, the moments of the other would be another weight's.
+    It saves and loads optimiser states by the optimiser's own numbers, which go group by group. Lightning numbers them
+    in the order of the model's parameters, which would give a weight the moments of another one.
     """
 
     lightning_restore_optimizer = True
@@ -39,8 +39,10 @@ class ShardedStrategy(ModelParallelStrategy):
         return self.whole(optimizer.state_dict())
 
     def whole(self, state: dict[str, Any]) -> dict[str, Any]:
-        """`state` with every sharded tensor whole, on the CPU; None in its place on ranks other than 0, which must
-        call this too."""
+        """`state` with every sharded tensor gathered on the CPU of rank 0; other ranks get None for it.
+
+        All ranks must call this.
+        """
 
         def gather(value: Any) -> Any:
             if not isinstance(value, DTensor):
@@ -51,7 +53,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return tree_map(gather, dict(state))
 
     def whole_decoder(self, decoder: Decoder) -> Decoder | None:
-        """A copy of the sharded `decoder` for this device alone, on rank 0; all ranks must call this."""
+        """An unsharded copy of `decoder` on rank 0, None on the others; all ranks must call this."""
         state = self.whole(decoder.state_dict())
         if not self.is_global_zero:
             return None
@@ -60,7 +62,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return copy
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        # Mapped, so that ranks of one machine share the memory. Lightning forgets weights_only on the way here.
+        # Mapped, so that the ranks of a machine share the memory. Lightning does not pass weights_only=True on to here.
         return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -79,18 +81,18 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def shard(decoder: Decoder, mesh: DeviceMesh) -> None:
-    """Leaves each rank of the one-dimensional `mesh` its share of the parameters, which are the same on all of them."""
+    """Shards the parameters, which must be equal on all ranks, over the one-dimensional `mesh`."""
     if isinstance(decoder, FSDPModule):
         return
     for block in decoder.blocks:
         fully_shard(block, mesh=mesh)
-    # Embedding, last norm and head stay whole from `hidden` to the end of the backward pass: the loss reads the head.
+    # Embedding, last norm and head stay gathered until the backward pass ends: the loss reads the head.
     fully_shard(decoder, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(decoder, "hidden")
 
 
 def _share(value: Any, like: Tensor | None) -> Any:
-    """This rank's share of `value`, if it is what `like` is sharded of; no word passes between ranks."""
+    """This rank's share of `value` if `like` is sharded and of the same shape, else `value`. Does not communicate."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)

@@ -1,4 +1,4 @@
-"""What a run says on the terminal: its plan before, its results after."""
+"""What a run prints: its plan before, its results after."""
 
 from pathlib import Path
 from typing import Any
@@ -7,21 +7,19 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from ablate.accounting import tokens_per_step
+from ablate.accounting import Budget, tokens_per_step
 from ablate.cli import console
 from ablate.data import Opened
+from ablate.metrics import METRICS
 from ablate.model.config import AXES, component, stretches
 from ablate.training.parts import Parts
-from ablate.words import short
-
-UNITS = {"val/loss": "nats a token", "val/bpb": "bits a byte", "train/loss": "nats a token"}
+from ablate.words import level, short
 
 
-def show_plan(parts: Parts, corpus: Opened, config: DictConfig) -> None:
-    """The layer table, the budget, the corpus, and where the run goes."""
+def show_plan(parts: Parts, cost: Budget, corpus: Opened, config: DictConfig) -> None:
+    """Prints the layer table, the budget, the corpus and the run folder."""
     out = console()
     out.print(_layer_table(parts.decoder.config.layers(), parts.kernels))
-    cost = parts.budget
     ranks = config.trainer.devices * config.trainer.num_nodes
     _lines(
         out,
@@ -38,16 +36,17 @@ def show_plan(parts: Parts, corpus: Opened, config: DictConfig) -> None:
 
 
 def show_results(summary: dict[str, Any], path: Path) -> None:
-    """Final metrics, a sample, and the speed of training and generating."""
+    """Prints the sample, the validation metrics, and the speed of training and generating."""
     out = console()
     metrics, speed = summary["metrics"], summary["speed"]
     if "sample" in summary:
         sample = summary["sample"]
         out.print("\n" + sample["prompt"] + sample["text"] + "\n", markup=False, highlight=False, style="dim")
+    names = [row.name for row in METRICS.of_validation() if row.name in metrics]
+    lines = {name: f"{level(metrics[name])} {METRICS[name].unit}".rstrip() for name in names}
+    if "val/accuracy" in lines:
+        lines["val/accuracy"] += f", where chance is {summary['corpus']['chance']:.4f}"
     rate = speed["train_tokens_per_s"]
-    lines = {name: f"{metrics[name]:.4f} {UNITS[name]}" for name in ("val/loss", "val/bpb") if name in metrics}
-    if "val/accuracy" in metrics:
-        lines["val/accuracy"] = f"{metrics['val/accuracy']:.4f}, where chance is {summary['corpus']['chance']:.4f}"
     lines |= {
         "training": "too short to time" if rate is None else f"{rate:.0f} tokens/s, {speed['train_mfu']:.1%} MFU",
         "run folder": str(path),
@@ -69,6 +68,7 @@ def _layer_table(specs: list[dict[str, dict]], kernels: list[str]) -> Table:
 
 
 def _lines(out: Console, lines: dict[str, str]) -> None:
+    width = max(13, *(len(name) + 1 for name in lines))
     for name, text in lines.items():
-        out.print(f"[bold]{name:<13}[/bold]", end="")
+        out.print(f"[bold]{name:<{width}}[/bold]", end="")
         out.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -10,14 +10,15 @@ from omegaconf import DictConfig
 
 
 def wandb_logger(*, save_dir: str, project: str, **identity: Any) -> WandbLogger:
-    """A logger that goes on with the run of the same `id`, offline where no account is set up."""
+    """A logger that continues the wandb run of the same `id`; offline if no account is set up."""
     return WandbLogger(save_dir=save_dir, project=project, offline=not online(), resume="allow", **identity)
 
 
 def identity(config: DictConfig, overrides: list[str]) -> dict[str, Any]:
-    """Names a run for wandb, so that the runs of a sweep or a study compare well.
+    """Name, group, job type and tags of a run for wandb, so that the runs of a sweep or a study stand together.
 
-    In a study, its group is the study and its job type the arm; runs that choose a learning rate are a group beside.
+    In a study the group is the study and the job type is the arm; runs that only tune a learning rate have a group of
+    their own.
     """
     path, node, study = Path(config.run_dir), config.logger.wandb, config.study
     tags = [*config.tags, *(o for o in overrides if len(o) <= 64), f"seed={config.seed}"]
@@ -37,12 +38,12 @@ def identity(config: DictConfig, overrides: list[str]) -> dict[str, Any]:
 
 
 def lasting_id(path: Path) -> str:
-    """What wandb knows a folder by, so that whoever goes on there goes on in the same run."""
+    """The wandb id of a folder: a resumed run has the id of its first start."""
     return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
 
 
 def finish(summary: dict[str, Any], exit_code: int) -> None:
-    """Closes the run even when training failed, so that the next one of a sweep does not go on in it."""
+    """Closes the wandb run, also of a failed run: else the next run of a sweep would log into it."""
     import wandb
 
     if wandb.run is not None:
@@ -53,7 +54,7 @@ def finish(summary: dict[str, Any], exit_code: int) -> None:
 
 
 def online() -> bool:
-    """Whether an account is set up, and WANDB_MODE does not say otherwise."""
+    """WANDB_MODE=online, or an account and no WANDB_MODE."""
     import wandb
 
     if os.environ.get("WANDB_MODE"):

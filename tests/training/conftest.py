@@ -1,4 +1,5 @@
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 
 from ablate import hardware
 from ablate.model.config import AXES
-from ablate.training import job
+from ablate.training import finish
 
 from .harness import PEAK_FLOPS, Commands, Outcome, Place, before_step, in_processes, write_corpus
 
@@ -61,9 +62,9 @@ def straight(shared, tmp_path_factory) -> Straight:
         save(to, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        save = job.save_model
+        save = finish.save_model
         before_step(patch, snapshot)
-        patch.setattr(job, "save_model", save_model)
+        patch.setattr(finish, "save_model", save_model)
         path = shared.train()
     return Straight(path, killed, folder / "unsaved", batches)
 
@@ -87,8 +88,7 @@ def run(tmp_path_factory):
 @pytest.fixture
 def registries():
     """What a test registers is gone after it."""
-    before = {axis: dict(registry._components) for axis, registry in AXES.items()}
-    yield AXES
-    for axis, registry in AXES.items():
-        registry._components.clear()
-        registry._components.update(before[axis])
+    with ExitStack() as scopes:
+        for registry in AXES.values():
+            scopes.enter_context(registry.scoped())
+        yield AXES

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,14 @@ def resume(path: Path, *overrides: str) -> Path:
     merged = [f"resume='{path}'", *overrides]
     job.train(compose_config("train", merged), merged)
     return path
+
+
+def without_end(run: Path, to: Path) -> Path:
+    """A copy of a finished run, as it was after its last checkpoint but one."""
+    shutil.copytree(run, to)
+    shutil.rmtree(to / "model")
+    (to / f"checkpoints/step={STEPS}.ckpt").unlink()
+    return to
 
 
 def before_step(patch: pytest.MonkeyPatch, action) -> None:

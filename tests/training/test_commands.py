@@ -15,6 +15,7 @@ import yaml
 
 import ablate
 from ablate.training.module import LanguageModel
+from ablate.training.optimizer import OPTIMIZERS
 
 from .harness import (
     ROOT,
@@ -75,7 +76,7 @@ BAD_MODEL = {
 }
 BAD_TRAINING = {
     "trainer.max_steps=0": ("trainer.max_steps=0", "at least 1"),
-    "trainer.max_steps=abc": ("trainer.max_steps=abc", "whole number"),
+    "trainer.max_steps=abc": ("trainer.max_steps='abc'", "whole number"),
     "trainer.max_step=5": ("trainer.max_step", "'max_steps'"),
     "+trainer.max_step=5": ("trainer", "max_step"),
     "trainer.precision=foo": ("precision", "foo"),
@@ -83,10 +84,14 @@ BAD_TRAINING = {
     "optimizer.lr=abc": ("optimizer", "lr"),
     "optimizer.lr=-1": ("optimizer", "lr", "-1"),
     "optimizer.lrr=1": ("optimizer.lrr", "'lr'"),
+    "optimizer.name=adamm": ("optimizer", "no component 'adamm'", "'adamw'"),
+    "+optimizer.momentum=1": ("optimizer.momentum", "'adamw' has no option"),
+    "~optimizer.eps": ("optimizer.eps", "needs a value"),
+    "scheduler.name=cosin": ("scheduler", "no component 'cosin'", "'cosine'"),
     "+scheduler.foo=1": ("scheduler", "foo"),
     "scheduler=cosin": ("scheduler", "'cosine'"),
     "seed=-1": ("seed=-1",),
-    "seed=abc": ("seed=abc",),
+    "seed=abc": ("seed='abc'",),
     "plugins=[no_such_module]": ("plugins", "no_such_module"),
     "model.dim=[1": ("model.dim=[1",),
     "experiment=nothing": ("experiment", "nothing"),
@@ -115,6 +120,18 @@ def test_a_wrong_model_is_refused(refuses, override):
 @pytest.mark.parametrize("override", BAD_TRAINING)
 def test_wrong_training_is_refused(refuses, override):
     refuses(override, *BAD_TRAINING[override])
+
+
+def test_an_optimiser_that_cannot_take_the_model_is_refused_by_its_key(refuses):
+    with OPTIMIZERS.scoped():
+
+        @OPTIMIZERS.register("picky")
+        class Picky:
+            def __call__(self, model):
+                raise ValueError(f"{len(list(model.parameters()))} parameters are too many\nfor me")
+
+        options = [f"~optimizer.{option}" for option in OPTIMIZERS.options("adamw")]
+        refuses(["optimizer.name=picky", *options], "optimizer: ", "parameters are too many")
 
 
 @pytest.mark.parametrize("override", BAD_DATA)
@@ -392,8 +409,8 @@ def test_a_run_of_a_users_norm_can_be_resumed(command, place, plugin, monkeypatc
 
 def test_loading_a_users_norm_without_its_module_says_what_is_missing(command, place, plugin, registries):
     words = [*plugin, "plugins=[my_norms]", "model/norm=scalenorm"]
-    assert command("train.py", *place.overrides, *QUICK, *words, f"run_dir={place.runs / 'mine'}").status == 0
-    del registries["norm"]._components["scalenorm"]
+    with registries["norm"].scoped():
+        assert command("train.py", *place.overrides, *QUICK, *words, f"run_dir={place.runs / 'mine'}").status == 0
     outcome = command("generate.py", f"run={place.runs / 'mine'}")
     assert_refused(outcome, "model.norm", "scalenorm")
 

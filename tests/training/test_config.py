@@ -9,7 +9,9 @@ import ablate
 from ablate.compose import compose_config, config_dir, plain
 from ablate.errors import AblateError
 from ablate.model.config import AXES, DecoderConfig
+from ablate.training.optimizer import OPTIMIZERS
 from ablate.training.parts import assemble
+from ablate.training.scheduler import SCHEDULES
 
 from .harness import SCALARS
 
@@ -119,6 +121,16 @@ def test_every_yaml_shows_all_options_with_their_defaults():
             assert node == {"name": name, **defaults}, path
 
 
+@pytest.mark.parametrize("axis", [OPTIMIZERS, SCHEDULES], ids=lambda axis: axis.key)
+def test_every_optimiser_and_schedule_has_its_yaml_with_all_options(axis):
+    paths = {path.stem: path for path in (CONF / axis.key).glob("*.yaml")}
+    assert sorted(paths) == axis.names()
+    for name, path in paths.items():
+        node = OmegaConf.to_container(OmegaConf.load(path))
+        assert axis.check(node) == node and node["name"] == name
+        assert node.keys() == {"name", *axis.options(name)}
+
+
 def test_scalars_and_options_reach_the_model():
     overrides = ["model.dim=48", "model.depth=3", "model.heads=6", "model.context=16", "model.vocab_size=100"]
     options = ["model.norm.eps=0.5", "model.attention.kv_heads=3", "model.ffn.hidden=40", "model.position.theta=7"]
@@ -167,8 +179,8 @@ def test_the_options_of_a_cycle_reach_the_members_that_have_them():
 @pytest.mark.parametrize("overrides", [[], ["data=stdlib"], ["debug=default"], ["logger=wandb"], ["trainer=cpu"]])
 def test_the_command_line_composes_without_a_model_part_of_code(overrides):
     config = compose_config("train", overrides)
-    assert "_target_" not in str(plain(config.model))
-    assert "_target_" not in str(plain(config.data))
+    for node in (config.model, config.data, config.optimizer, config.scheduler):
+        assert "_target_" not in str(plain(node))
 
 
 @pytest.mark.parametrize("group", ["optimizer", "scheduler", "debug", "trainer", "data", "logger"])

@@ -61,9 +61,9 @@ def test_every_row_is_validated_once(world):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["trainer.strategy=ddp_spawn"], ["trainer.strategy=ddp_spawn", "auto, ddp, fsdp"]),
+        (["trainer.strategy=ddp_spawn"], ["trainer.strategy='ddp_spawn'", "auto, ddp, fsdp"]),
         (["trainer.devices=0"], ["trainer.devices=0", "at least 1"]),
-        (["trainer.devices=auto"], ["trainer.devices=auto", "whole number"]),
+        (["trainer.devices=auto"], ["trainer.devices='auto'", "whole number"]),
         (["trainer.num_nodes=2"], ["run_dir=null", "set run_dir=..."]),
         (["trainer.devices=3", "data.batch_size=80"], ["fewer than one batch", "240 x 32"]),
     ],

@@ -1,6 +1,5 @@
 """FSDP: each process holds its share of the model, and all together train, stop and go on as one process does."""
 
-import shutil
 import signal
 from copy import deepcopy
 from pathlib import Path
@@ -16,7 +15,7 @@ from ablate.model.config import DecoderConfig
 from ablate.model.context import Record
 from ablate.model.decoder import Decoder
 from ablate.model.loss import next_token_loss
-from ablate.training.optimizer import adamw
+from ablate.training.optimizer import AdamW
 from ablate.training.sharding import ShardedStrategy, shard
 
 from .harness import (
@@ -32,6 +31,7 @@ from .harness import (
     resume,
     summary,
     with_plugin,
+    without_end,
 )
 
 FSDP = ["trainer.devices=2", "trainer.strategy=fsdp", "data.batch_size=4"]
@@ -47,14 +47,6 @@ class ScalarNorm(RMSNorm):
         super().__init__(given, eps=eps, bias=bias)
         self.gain = torch.nn.Parameter(torch.tensor(1.0))
 """
-
-
-def without_end(run: Path, to: Path) -> Path:
-    """A copy of a finished run, as it was after its last checkpoint but one."""
-    shutil.copytree(run, to)
-    shutil.rmtree(to / "model")
-    (to / f"checkpoints/step={STEPS}.ckpt").unlink()
-    return to
 
 
 def test_one_process_has_nothing_to_share(straight, place):
@@ -114,8 +106,8 @@ def test_a_sharded_model_has_the_gradients_of_a_whole_one(mesh, overrides):
 
 def test_a_checkpoint_of_one_process_gives_each_weight_its_own_moments(mesh):
     sharded, whole = build([], mesh), build([], None)
-    options = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-    optimizers = [adamw(decoder, **options) for decoder in (sharded, whole)]
+    adamw = AdamW(lr=0.01, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1)
+    optimizers = [adamw(decoder) for decoder in (sharded, whole)]
     backward(whole)
     optimizers[1].step()
     strategy = ShardedStrategy(1)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ablate.errors import AblateError
-from ablate.training.callbacks import signals_later
+from ablate.training.callbacks import delay_signals
 from ablate.training.module import LanguageModel
 
 from .harness import (
@@ -138,7 +138,7 @@ def test_the_curves_of_lost_steps_are_lost_too(straight, tmp_path, monkeypatch):
 
 def test_a_half_written_checkpoint_is_no_checkpoint(straight, tmp_path):
     run = straight.killed_at(10, tmp_path / "run")
-    (run / "checkpoints/step=8.ckpt").rename(run / "checkpoints/step=8.ckpt.tmp")
+    (run / "checkpoints/step=8.ckpt").rename(run / "checkpoints/.step=8.ckpt.1.tmp")
     assert_same(resume(run), straight.path)
 
 
@@ -288,7 +288,7 @@ def test_a_signal_waits_for_what_is_being_written():
     said = []
     previous = signal.signal(signal.SIGTERM, lambda signum, frame: said.append("stopped"))
     try:
-        with signals_later():
+        with delay_signals():
             signal.raise_signal(signal.SIGTERM)
             said.append("written")
     finally:

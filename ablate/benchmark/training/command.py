@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.table import Table
 
 from ablate import check
 from ablate.benchmark.options import listed
 from ablate.benchmark.peers import check_peer
-from ablate.benchmark.training.measure import Contestant, Optimizer, Setting, ours, packed_batch, time_steps, with_rates
+from ablate.benchmark.training.measure import Contestant, Setting, ours, packed_batch, time_steps, with_rates
 from ablate.benchmark.training.peers import transformers_llama
 from ablate.cli import console
 from ablate.compose import plain
@@ -20,6 +19,7 @@ from ablate.files import make_folder, write_json
 from ablate.hardware import resolve_accelerator
 from ablate.model.config import DecoderConfig, load_plugins
 from ablate.page.table import Cell, Column, filled
+from ablate.training.optimizer import OPTIMIZERS
 from ablate.training.provenance import provenance
 from ablate.training.quiet import quiet
 from ablate.words import number
@@ -43,7 +43,7 @@ def benchmark_training(config: DictConfig) -> None:
     make_folder(options.out, "out")
     setting = Setting(
         model,
-        _optimizer(config),
+        OPTIMIZERS.build(plain(config.optimizer)),
         packed_batch(model, options.batch_size, options.documents_per_row, options.seed),
         options.accelerator,
         options.steps,
@@ -105,10 +105,6 @@ class Options:
             accelerator=resolve_accelerator(config.accelerator, "accelerator"),
             out=Path(check.text("out", config.out)),
         )
-
-
-def _optimizer(config: DictConfig) -> Optimizer:
-    return instantiate(config.optimizer)
 
 
 def _contestants(setting: Setting, options: Options) -> list[Contestant]:
