@@ -1,4 +1,4 @@
-"""FlexAttention: its mask of blocks is the double loop (law 7), and the compiler takes it in whole."""
+"""FlexAttention: its block mask is the double loop (laws 6 and 7), and the compiler takes it in whole."""
 
 import pytest
 import torch
