@@ -27,7 +27,7 @@ from ablate.cli import console
 from ablate.compose import plain
 from ablate.errors import AblateError
 from ablate.files import write_json
-from ablate.generation.prompts import check_memory
+from ablate.generation.prompts import check_generation_memory
 from ablate.hardware import resolve_accelerator
 from ablate.model.config import DecoderConfig, load_plugins
 from ablate.model.decoder import Decoder
@@ -50,7 +50,7 @@ def run_generation(config: DictConfig, hydra: HydraConf, words: list[str]) -> No
     model = _model(config, options, list(hydra.overrides.task))
     model.kernels(KernelPlace(options.device.type, options.dtype, gradient=False))  # one named may not be able
     for place in options.places:
-        check_memory(model, place.batch, place.prompt_tokens + place.new_tokens, use_cache=True)
+        check_generation_memory(model, place.batch, place.prompt_tokens + place.new_tokens, use_cache=True)
     arm.make_folder()
     terminal = console()
     terminal.print(f"{arm.label}: {_where(options)}", markup=False, highlight=False)
