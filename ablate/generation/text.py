@@ -45,7 +45,8 @@ def stream(
 
 
 def _encoded(tokenizer: "Tokenizer", prompt: str) -> list[int]:
-    check.text("prompt", prompt, hint="for token ids use generate_tokens")
+    number = isinstance(prompt, int | float)  # then the hint is how to quote it
+    check.text("prompt", prompt, hint="" if number else "for token ids use generate_tokens")
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
