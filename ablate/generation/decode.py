@@ -16,7 +16,7 @@ from torch import Tensor
 from ablate import check
 from ablate.generation.options import GenerationOptions, gathered
 from ablate.generation.prompts import Batch, check_length, check_prompts
-from ablate.generation.sampling import choose
+from ablate.generation.sampling import choose, seeded
 from ablate.generation.step import Step, compiled, prefill, steps
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def stream_tokens(
 @torch.inference_mode()
 def _steps(model: "Decoder", rows: list[list[int]], options: GenerationOptions) -> Iterator[Tensor]:
     device, sampling, stop = model.embedding.weight.device, options.sampling, options.stop
-    generator = torch.Generator(device).manual_seed(options.seed)
+    generator = seeded(device, options.seed)
     stopped = torch.zeros(len(rows), dtype=torch.bool, device=device)
     model.lay_weights()
     with ExitStack() as stack:
@@ -135,7 +135,9 @@ class _Uncached:
         tokens, documents = self.batch.tokens[:, : self.longest], self.batch.documents
         if documents is not None:
             documents = documents[:, : self.longest]
-        return self.model.logits(_at(self.model.hidden(tokens, documents=documents), self.lengths - 1))
+        # Two documents at most: a prompt, and its padding. Without the number the varlen kernel waits for the GPU.
+        hidden = self.model.hidden(tokens, documents=documents, max_documents=2)
+        return self.model.logits(_at(hidden, self.lengths - 1))
 
     def step(self, ids: Tensor) -> Tensor:
         place = self.lengths.unsqueeze(1)

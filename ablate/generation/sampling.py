@@ -45,6 +45,11 @@ class Sampling:
 GREEDY = Sampling(temperature=0.0)
 
 
+def seeded(device: torch.device, seed: int) -> torch.Generator:
+    """A generator of random numbers on the device."""
+    return torch.Generator(device).manual_seed(seed)
+
+
 def choose(
     logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None, seen: Tensor | None = None
 ) -> Tensor:
