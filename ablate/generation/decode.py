@@ -49,8 +49,8 @@ def stream_tokens(
 
     prompts: rows of token ids, which may differ in length, or a tensor `[B, T]`.
     options: those of `GenerationOptions`, by name. A row that has produced `stop` repeats it, and the stream ends
-        when every row has. On a CPU each step checks this; on a GPU every 16th does, because the loop must wait for
-        the GPU to know. It waits at no other step.
+        when every row has. On a CPU each step checks this; on a GPU every 16th does, because the host must wait for
+        the GPU to know.
 
     The model is in eval mode until the stream ends or is closed; then each module has its own mode again.
 
