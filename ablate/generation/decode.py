@@ -37,8 +37,8 @@ def generate_tokens(
     Raises:
         AblateError: prompts, lengths or options that the model cannot take.
     """
-    steps, stop = stream_tokens(model, prompts, max_new_tokens, **gathered(options)), options.get("stop")
-    rows = torch.stack(list(steps), dim=1).tolist()
+    stop, stream = options.get("stop"), stream_tokens(model, prompts, max_new_tokens, **gathered(options))
+    rows = torch.stack(list(stream), dim=1).tolist()
     return [row[: row.index(stop)] if stop in row else row for row in rows]
 
 
@@ -67,6 +67,7 @@ def stream_tokens(
 
 @torch.inference_mode()
 def _steps(model: "Decoder", rows: list[list[int]], options: GenerationOptions) -> Iterator[Tensor]:
+    """The loop. Nothing in it makes the host wait for a GPU, except looking whether all rows have stopped."""
     device, sampling, stop = model.embedding.weight.device, options.sampling, options.stop
     generator = seeded(device, options.seed)
     stopped = torch.zeros(len(rows), dtype=torch.bool, device=device)
@@ -88,7 +89,7 @@ def _steps(model: "Decoder", rows: list[list[int]], options: GenerationOptions) 
                 stopped = ids == stop
             yield ids
             look = stop is not None and (device.type == "cpu" or left % LOOK_EVERY == 0)
-            if left == 0 or (look and stopped.all()):
+            if left == 0 or (look and stopped.all()):  # `all` waits for the device
                 return
             if seen is not None:
                 seen.scatter_(1, ids.unsqueeze(1), True)
