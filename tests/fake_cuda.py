@@ -63,6 +63,7 @@ def fake_cuda() -> Iterator[Watch]:
     with (
         _device_guard(),
         patch("torch.cuda.get_device_properties", lambda *device: GPU),
+        patch.object(FakeTensorMode, "avoid_device_init", True),  # the same where there is a GPU: it is not touched
         patch.object(FakeTensor, "data_ptr", lambda tensor: id(tensor)),
         FakeTensorMode(),
         Watch() as watch,
