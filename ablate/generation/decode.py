@@ -3,109 +3,93 @@
     prompts ── prefill, in chunks ── logits of each row's last token ── choose ─┬─ ids [B]
                                           one token a row, one pass ────────────┘
 
-Without the cache every step runs the whole sequence again: slow, and the judge of the cache.
+Without the cache every step computes the whole sequence again. That is slow, and shows that the cache is right.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ablate.errors import AblateError
+from ablate import check
+from ablate.generation.options import GenerationOptions, gathered
 from ablate.generation.prompts import Batch, check_length, check_prompts
-from ablate.generation.sampling import GREEDY, Sampling, choose
+from ablate.generation.sampling import choose, seeded
 from ablate.generation.step import Step, compiled, prefill, steps
 
 if TYPE_CHECKING:
     from ablate.model.decoder import Decoder
 
 
-LOOK_EVERY = 16  # steps on a GPU between two looks at whether all rows have stopped
+LOOK_EVERY = 16  # on a GPU, the steps between two checks whether all rows have stopped
+
+
+def generate_tokens(
+    model: "Decoder", prompts: Sequence[Sequence[int]] | Tensor, max_new_tokens: int = 64, **options: Any
+) -> list[list[int]]:
+    """The new token ids of each row, without its prompt, up to but not including `stop`. Greedy by default.
+
+    prompts: rows of token ids, which may differ in length, or a tensor `[B, T]`.
+    options: those of `Sampling` and of `GenerationOptions`, by name.
+
+    Raises:
+        AblateError: prompts, lengths or options that the model cannot take.
+    """
+    stop, stream = options.get("stop"), stream_tokens(model, prompts, max_new_tokens, **gathered(options))
+    rows = torch.stack(list(stream), dim=1).tolist()
+    return [row[: row.index(stop)] if stop in row else row for row in rows]
 
 
 def stream_tokens(
-    model: "Decoder",
-    prompts: Sequence[Sequence[int]] | Tensor,
-    max_new_tokens: int,
-    *,
-    sampling: Sampling = GREEDY,
-    use_cache: bool = True,
-    prefill_chunk: int | None = None,
-    compile: bool = False,
-    seed: int = 0,
-    stop: int | None = None,
+    model: "Decoder", prompts: Sequence[Sequence[int]] | Tensor, max_new_tokens: int = 64, **options: Any
 ) -> Iterator[Tensor]:
     """New token ids as they come: one tensor `[B]` a step, on the model's device, at most `max_new_tokens` of them.
 
-    prompts: rows of ids, of any lengths up to the model's context.
-    use_cache: False runs the whole sequence again for every token.
-    prefill_chunk: the prompts' pass is cut into passes of so many tokens a row, which bounds the memory of its
-        activations; None: one pass.
-    compile: decoding steps by torch.compile, on a GPU the prompts' pass too: quicker, after a first time that takes
-        tens of seconds. The cache is as long as a power of two, so that other prompts find the steps compiled.
-    stop: a row that has produced this id repeats it; the stream ends when every row has. Whether it has is looked up
-        at every step on a CPU, and at every 16th on a GPU, for which the loop never waits otherwise.
+    prompts: rows of token ids, which may differ in length, or a tensor `[B, T]`.
+    options: those of `GenerationOptions`, by name. A row that has produced `stop` repeats it, and the stream ends
+        when every row has. On a CPU each step checks this; on a GPU every 16th does, because the host must wait for
+        the GPU to know.
 
-    The model is in eval mode until the stream ends or is closed, then as it was before.
+    The model is in eval mode until the stream ends or is closed; then each module has its own mode again.
 
     Raises:
         AblateError: at once, before any step: prompts, lengths or options that the model cannot take.
     """
-    _check_options(model, use_cache, prefill_chunk, compile, seed, stop)
+    checked = GenerationOptions(max_new_tokens, **options)
+    vocab_size = model.config.vocab_size
+    check.whole("stop", checked.stop, 0, vocab_size - 1, null=True, hint=f"one of the vocabulary's {vocab_size} ids")
     rows = check_prompts(model, prompts)
-    check_length(model, rows, max_new_tokens, use_cache)
-    return _steps(model, rows, max_new_tokens, sampling, use_cache, prefill_chunk, compile, seed, stop)
-
-
-def _check_options(model, use_cache, prefill_chunk, compile, seed, stop) -> None:
-    if not isinstance(use_cache, bool):
-        raise AblateError(f"use_cache={use_cache!r}: expected true or false")
-    if prefill_chunk is not None:
-        if not isinstance(prefill_chunk, int) or isinstance(prefill_chunk, bool) or prefill_chunk < 1:
-            raise AblateError(f"prefill_chunk={prefill_chunk!r}: an integer, at least 1 (null: one pass)")
-        if not use_cache:
-            raise AblateError(f"prefill_chunk={prefill_chunk}: no effect without the cache; leave it out")
-    if not isinstance(compile, bool):
-        raise AblateError(f"compile={compile!r}: expected true or false")
-    if compile and not use_cache:
-        raise AblateError(
-            "compile=true: no effect without the cache, where every step has another length; leave it out"
-        )
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise AblateError(f"seed={seed!r}: an integer, at least 0 and less than 2^63")
-    if stop is not None and (not isinstance(stop, int) or isinstance(stop, bool)):
-        raise AblateError(f"stop={stop!r}: a token id, or None")
-    if stop is not None and not 0 <= stop < model.config.vocab_size:
-        raise AblateError(f"stop={stop}: outside the vocabulary of {model.config.vocab_size} tokens")
+    check_length(model, rows, max_new_tokens, checked.use_cache)
+    return _steps(model, rows, checked)
 
 
 @torch.inference_mode()
-def _steps(model, rows, max_new_tokens, sampling, use_cache, prefill_chunk, compile, seed, stop) -> Iterator[Tensor]:
-    device = model.embedding.weight.device
-    generator = torch.Generator(device).manual_seed(seed)
+def _steps(model: "Decoder", rows: list[list[int]], options: GenerationOptions) -> Iterator[Tensor]:
+    """The loop. Nothing in it makes the host wait for a GPU, except looking whether all rows have stopped."""
+    device, sampling, stop = model.embedding.weight.device, options.sampling, options.stop
+    generator = seeded(device, options.seed)
     stopped = torch.zeros(len(rows), dtype=torch.bool, device=device)
     model.lay_weights()
-    with ExitStack() as ends:
-        ends.enter_context(_evaluating(model))
-        if use_cache:
-            # The last new token is never fed back.
-            tokens = max(map(len, rows)) + max_new_tokens - 1
-            step = ends.enter_context(steps(model, len(rows), tokens, compile))
-            source = _Cached(model, rows, step, prefill_chunk, compile)
+    with ExitStack() as stack:
+        stack.enter_context(_evaluating(model))
+        if options.use_cache:
+            tokens = max(map(len, rows)) + options.max_new_tokens - 1  # the last new token is never fed back
+            step = stack.enter_context(steps(model, len(rows), tokens, options.compile))
+            source = _Cached(model, rows, step, options.prefill_chunk, options.compile)
         else:
-            source = _Uncached(model, rows, max_new_tokens)
+            source = _Uncached(model, rows, options.max_new_tokens)
         seen = None if sampling.repetition_penalty == 1 else source.batch.seen(model.config.vocab_size)
         logits = source.prefill()
-        for left in reversed(range(max_new_tokens)):
+        for left in reversed(range(options.max_new_tokens)):
             ids = choose(logits, sampling, generator, seen)
             if stop is not None:
                 ids = ids.masked_fill(stopped, stop)
                 stopped = ids == stop
             yield ids
             look = stop is not None and (device.type == "cpu" or left % LOOK_EVERY == 0)
-            if left == 0 or (look and stopped.all()):
+            if left == 0 or (look and stopped.all()):  # `all` waits for the device
                 return
             if seen is not None:
                 seen.scatter_(1, ids.unsqueeze(1), True)
@@ -113,7 +97,7 @@ def _steps(model, rows, max_new_tokens, sampling, use_cache, prefill_chunk, comp
 
 
 class _Cached:
-    """Logits `[B, V]` of the next token; each pass runs only the tokens that are new."""
+    """Logits `[B, V]` of each row's next token. A pass computes only the tokens that are new."""
 
     def __init__(
         self, model: "Decoder", rows: list[list[int]], step: Step, chunk: int | None = None, compile: bool = False
@@ -132,7 +116,7 @@ class _Cached:
         return self.model.logits(state)
 
     def _pass(self, start: int, place: Tensor) -> Tensor:
-        """One chunk; its hidden states `[B, D]` at `place`, or at its end nearest to that."""
+        """Computes the chunk at `start`; returns its hidden states `[B, D]` at `place`, clamped to the chunk."""
         tokens, documents = self.batch.tokens[:, start : start + self.chunk], self.batch.documents
         if documents is not None:
             documents = documents[:, start : start + self.chunk]
@@ -141,7 +125,7 @@ class _Cached:
 
 
 class _Uncached:
-    """The same logits from the whole sequence at every step."""
+    """The same logits. Every pass computes the whole sequence."""
 
     def __init__(self, model: "Decoder", rows: list[list[int]], max_new_tokens: int):
         self.model = model
@@ -152,7 +136,9 @@ class _Uncached:
         tokens, documents = self.batch.tokens[:, : self.longest], self.batch.documents
         if documents is not None:
             documents = documents[:, : self.longest]
-        return self.model.logits(_at(self.model.hidden(tokens, documents=documents), self.lengths - 1))
+        # Two documents at most: a prompt, and its padding. Without the number the varlen kernel waits for the GPU.
+        hidden = self.model.hidden(tokens, documents=documents, max_documents=2)
+        return self.model.logits(_at(hidden, self.lengths - 1))
 
     def step(self, ids: Tensor) -> Tensor:
         place = self.lengths.unsqueeze(1)
@@ -164,13 +150,13 @@ class _Uncached:
 
 
 def _at(hidden: Tensor, place: Tensor) -> Tensor:
-    """`[B, T, D]` at one place a row `[B]` -> `[B, D]`."""
+    """Hidden states `[B, T, D]` at one place in each row, `[B]` -> `[B, D]`."""
     return hidden.gather(1, place.view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])).squeeze(1)
 
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each module is as it was, a part that was kept in eval mode too."""
+    """Eval mode inside the block. Afterwards each module has its own mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -178,41 +164,3 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def generate_tokens(
-    model: "Decoder",
-    prompts: Sequence[Sequence[int]] | Tensor,
-    max_new_tokens: int = 64,
-    *,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    use_cache: bool = True,
-    prefill_chunk: int | None = None,
-    compile: bool = False,
-    seed: int = 0,
-    stop: int | None = None,
-) -> list[list[int]]:
-    """The new ids of each row, without its prompt and up to, not including, `stop`. Greedy by default.
-
-    The options are those of `Sampling` and of `stream_tokens`.
-
-    Raises:
-        AblateError: prompts, lengths or an option that cannot be.
-    """
-    stream = stream_tokens(
-        model,
-        prompts,
-        max_new_tokens,
-        sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
-        use_cache=use_cache,
-        prefill_chunk=prefill_chunk,
-        compile=compile,
-        seed=seed,
-        stop=stop,
-    )
-    rows = torch.stack(list(stream), dim=1).tolist()
-    return [row[: row.index(stop)] if stop in row else row for row in rows]

@@ -1,7 +1,6 @@
-"""Prompts of token ids: checked on the host before any work, then one right-padded batch."""
+"""Prompts of token ids: checked on the host before any work, then padded on the right into one batch."""
 
 import operator
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ablate.errors import AblateError, AblateWarning
+from ablate.errors import AblateError, warn
 from ablate.model.memory import machine_memory
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ def check_prompts(model: "Decoder", prompts: Sequence[Sequence[int]] | Tensor) -
     """Rows of token ids as lists, from lists or from an integer tensor `[B, T]`.
 
     Raises:
-        AblateError: no prompts, an empty one, another form, or an id outside the vocabulary.
+        AblateError: no prompt, an empty one, a value of another form, or an id outside the vocabulary.
     """
     rows = _listed(prompts)
     if not isinstance(rows, list):
@@ -60,14 +59,12 @@ def _brief(value: object) -> str:
 
 
 def check_length(model: "Decoder", rows: list[list[int]], max_new_tokens: int, use_cache: bool) -> None:
-    """Whether the model can take the prompts and `max_new_tokens` more; warns beyond its training context.
+    """Checks that the model can take the prompts and `max_new_tokens` more; warns beyond its training context.
 
     Raises:
-        AblateError: `max_new_tokens` below 1, a prompt longer than the context, more tokens than the model has
-            learned positions, or than the device has memory for.
+        AblateError: a prompt longer than the context, more tokens than the model has learned positions, or more than
+            the device has memory for.
     """
-    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
-        raise AblateError(f"max_new_tokens={max_new_tokens!r}: an integer, at least 1")
     longest, context = max(map(len, rows)), model.config.context
     total = longest + max_new_tokens
     if longest > context:
@@ -81,25 +78,21 @@ def check_length(model: "Decoder", rows: list[list[int]], max_new_tokens: int, u
             f"{model.limit} learned positions of this model; lower it, shorten the prompt, or train with a larger "
             "model.context"
         )
-    check_memory(model, len(rows), total, use_cache)
+    check_generation_memory(model, len(rows), total, use_cache)
     if total > context:
-        # The same words whatever the prompt: Python then shows them once for many.
-        warnings.warn(
-            f"max_new_tokens={max_new_tokens} leads beyond the {context} tokens of this model's training context",
-            AblateWarning,
-            stacklevel=4,
-        )
+        # The prompt is not named: Python then shows the warning once, not once a prompt.
+        warn(f"max_new_tokens={max_new_tokens} leads beyond the {context} tokens of this model's training context")
 
 
-def check_memory(model: "Decoder", rows: int, tokens: int, use_cache: bool) -> None:
-    """Raises AblateError if the device has not the memory for the ids, or the cache, of `rows` rows of `tokens` tokens.
+def check_generation_memory(model: "Decoder", rows: int, tokens: int, use_cache: bool) -> None:
+    """Raises AblateError if the token ids, or the cache, of `rows` rows of `tokens` tokens exceed the device's memory.
 
-    The system ends a process that takes more than there is, without a word.
+    Without this check the operating system kills the process silently.
     """
     weight = model.embedding.weight
     cuda = weight.device.type == "cuda"
     there = torch.cuda.get_device_properties(weight.device).total_memory if cuda else machine_memory()
-    needed = 8 * rows * tokens  # of their ids
+    needed = 8 * rows * tokens  # bytes of the ids
     if use_cache and needed <= there:
         needed = rows * model.cache_bytes(tokens)
     if needed > there:
@@ -111,11 +104,12 @@ def check_memory(model: "Decoder", rows: int, tokens: int, use_cache: bool) -> N
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded prompts on a device, `spare` columns of padding behind the longest.
+    """Prompts on a device, padded on the right to one length.
 
     tokens: `[B, longest + spare]`, 0 on padding.
-    lengths: `[B]`, real tokens of each row.
-    documents: as `tokens`, 0 on real tokens and -1 on padding; None where all prompts are equally long.
+    lengths: `[B]`, the number of real tokens of each row.
+    longest: the largest of them, known to the host.
+    documents: `[B, longest + spare]`, 0 on real tokens and -1 on padding; None where all prompts are equally long.
     """
 
     tokens: Tensor
@@ -125,6 +119,7 @@ class Batch:
 
     @classmethod
     def of(cls, prompts: list[list[int]], device: torch.device, spare: int = 0) -> "Batch":
+        """spare: columns of padding after the longest prompt, for new tokens."""
         longest = max(map(len, prompts))
         width = longest + spare
         tokens = torch.tensor([row + [0] * (width - len(row)) for row in prompts], device=device)
@@ -136,7 +131,7 @@ class Batch:
         return cls(tokens, lengths, longest, documents)
 
     def seen(self, vocab_size: int) -> Tensor:
-        """`[B, V]`, True for the tokens of each row, its padding left out."""
+        """`[B, V]`, True for the tokens that a row holds; padding does not count."""
         padding = torch.arange(self.tokens.shape[1], device=self.tokens.device) >= self.lengths.unsqueeze(1)
         seen = self.tokens.new_zeros(len(self.tokens), vocab_size + 1, dtype=torch.bool)
         return seen.scatter_(1, self.tokens.masked_fill(padding, vocab_size), True)[:, :vocab_size]

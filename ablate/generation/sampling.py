@@ -1,25 +1,25 @@
 """From logits to the next token: repetition penalty, temperature, top-k, top-p, min-p; or greedy."""
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ablate.errors import AblateError, AblateWarning
+from ablate import check
+from ablate.errors import warn
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. The options work in this order, each on what the one before leaves.
+    """How the next token is chosen. The options apply in this order, each to the result of the one before.
 
-    repetition_penalty: of the tokens that a row already holds, its prompt included, positive logits are divided by it
-        and negative ones multiplied (Keskar et al. 2019, CTRL; the negative ones as transformers does). 1: none.
-    temperature: logits are divided by it; 0 takes the most probable token (greedy).
-    top_k: only the k most probable tokens (Fan et al. 2018). None: all.
-    top_p: only the fewest tokens whose probability reaches p together (Holtzman et al. 2020). None: all.
-    min_p: only tokens at least this times as probable as the most probable one (Nguyen et al. 2024). None: all.
+    repetition_penalty: divides the positive logits of tokens that the row already holds, its prompt included, and
+        multiplies their negative ones (Keskar et al. 2019, CTRL; negative logits as in transformers). 1: no penalty.
+    temperature: divides the logits; 0 takes the most probable token (greedy).
+    top_k: keeps the k most probable tokens (Fan et al. 2018). None: all.
+    top_p: keeps the fewest tokens whose probabilities add up to p (Holtzman et al. 2020). None: all.
+    min_p: keeps tokens at least this times as probable as the most probable one (Nguyen et al. 2024). None: all.
 
     Raises:
         AblateError: a value out of its range.
@@ -32,30 +32,22 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        if not _number(self.temperature) or not 0 <= self.temperature < math.inf:
-            raise AblateError(f"temperature={self.temperature!r}: at least 0, and finite (0 is greedy)")
-        if self.top_k is not None and (not _number(self.top_k) or self.top_k % 1 != 0 or self.top_k < 1):
-            raise AblateError(f"top_k={self.top_k!r}: an integer, at least 1 (null: all tokens)")
-        if self.top_p is not None and (not _number(self.top_p) or not 0 < self.top_p <= 1):
-            raise AblateError(f"top_p={self.top_p!r}: above 0, at most 1 (null: all tokens)")
-        if self.min_p is not None and (not _number(self.min_p) or not 0 <= self.min_p < 1):
-            raise AblateError(f"min_p={self.min_p!r}: at least 0, below 1 (null: all tokens)")
-        if not _number(self.repetition_penalty) or not 0 < self.repetition_penalty < math.inf:
-            raise AblateError(f"repetition_penalty={self.repetition_penalty!r}: above 0, and finite (1 is none)")
+        check.number("temperature", self.temperature, least=0, hint="0: greedy")
+        check.whole("top_k", self.top_k, 1, null=True, hint="null: all tokens")
+        check.number("top_p", self.top_p, above=0, most=1, null=True, hint="null: all tokens")
+        check.number("min_p", self.min_p, least=0, below=1, null=True, hint="null: all tokens")
+        check.number("repetition_penalty", self.repetition_penalty, above=0, hint="1: no penalty")
         idle = [name for name in ("top_k", "top_p", "min_p") if getattr(self, name) is not None]
         if self.temperature == 0 and idle:
-            warnings.warn(
-                f"{', '.join(idle)}: no effect at temperature=0 (greedy); set temperature=1.0 to sample",
-                AblateWarning,
-                stacklevel=3,
-            )
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+            warn(f"{', '.join(idle)}: no effect at temperature=0 (greedy); set temperature=1.0 to sample")
 
 
 GREEDY = Sampling(temperature=0.0)
+
+
+def seeded(device: torch.device, seed: int) -> torch.Generator:
+    """A generator of random numbers on the device."""
+    return torch.Generator(device).manual_seed(seed)
 
 
 def choose(
@@ -63,11 +55,12 @@ def choose(
 ) -> Tensor:
     """Logits `[B, V]`, of any float type -> one token id a row, `[B]`. Computes in fp32; never waits for the device.
 
-    seen: `[B, V]`, True for the tokens that a row already holds; what `repetition_penalty` is about.
+    generator: of random numbers, on the device of the logits; a greedy choice needs none.
+    seen: `[B, V]`, True for the tokens that a row already holds: `repetition_penalty` applies to them.
 
-    A greedy choice depends on its own row alone. A sampled one does not: one generator (on the
-    logits' device) draws for all rows, so that the same seed gives the same ids for the same
-    batch on the same machine, but not for a row alone and in a batch.
+    A greedy choice depends on its own row only. One generator draws for all rows, so a sampled choice depends on the
+    whole batch: the same seed gives the same ids for the same batch on the same machine, and other ids for one of its
+    rows alone.
     """
     logits = logits.float()
     if seen is not None:
@@ -76,29 +69,30 @@ def choose(
     if sampling.temperature == 0:
         return logits.argmax(-1)
     logits, ids = candidates(logits, sampling)
-    # The largest of logits + Gumbel noise is a draw from their softmax (Gumbel 1954). torch.multinomial
-    # is the same, but it checks its input on the host.
+    # The largest of logits + Gumbel noise is a draw from their softmax (Gumbel 1954). torch.multinomial draws the
+    # same way, but checks its input on the host, which waits for the device.
     noise = torch.empty_like(logits).exponential_(generator=generator)
     drawn = (logits - noise.clamp_min(torch.finfo(noise.dtype).tiny).log()).argmax(-1)
     return drawn if ids is None else ids.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
 
 
 def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
-    """Logits `[B, V]` after temperature, top-k, top-p and min-p: `[B, C]`, -inf on what may not be drawn.
+    """Logits `[B, V]` -> the logits `[B, C]` and token ids `[B, C]` of the C candidates, most probable first.
 
-    And the ids `[B, C]` of the C candidates, most probable first; None: candidate i is token i.
+    Applies temperature, top-k, top-p and min-p. A token that may not be drawn has the logit -inf. Where all tokens
+    are candidates, in the order of their ids, None stands for the ids.
     """
-    # Less the largest first: a tiny temperature then leads to 0 and -inf, never to inf - inf.
+    # The largest logit is subtracted first: a tiny temperature then gives 0 and -inf, never inf - inf.
     logits = (logits - logits.amax(-1, keepdim=True)) / max(sampling.temperature, 1e-30)
     ids = None
     if sampling.top_k is not None:
-        logits, ids = logits.topk(min(int(sampling.top_k), logits.shape[-1]))
-    if sampling.top_p is not None and sampling.top_p < 1:  # 1 keeps all; rounding in the sum would not
+        logits, ids = logits.topk(min(sampling.top_k, logits.shape[-1]))
+    if sampling.top_p is not None and sampling.top_p < 1:  # 1 keeps all tokens; the rounded sum would not
         if ids is None:
             logits, ids = logits.sort(descending=True, stable=True)
         probability = logits.softmax(-1)
-        before = probability.cumsum(-1) - probability  # exactly 0 for the most probable, which stays
+        before = probability.cumsum(-1) - probability  # exactly 0 for the most probable token, which is kept
         logits = logits.masked_fill(before >= sampling.top_p, -math.inf)
-    if sampling.min_p:  # the most probable token is at 0
+    if sampling.min_p:  # the largest logit is 0
         logits = logits.masked_fill(logits < math.log(sampling.min_p), -math.inf)
     return logits, ids

@@ -7,39 +7,37 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ablate import check
 from ablate.errors import AblateError
 from ablate.generation.decode import stream_tokens
 from ablate.generation.prompts import check_prompts
-from ablate.generation.sampling import GREEDY
 
 if TYPE_CHECKING:
     from ablate.model.decoder import Decoder
 
-WARM_UP = 4  # new tokens
+WARM_UP = 4  # new tokens that are generated before any is timed
 
 
 def measure_generation(
     model: "Decoder", prompt: Sequence[int], new_tokens: int, rounds: int = 3
 ) -> dict[str, float | int]:
-    """Greedy generation for one prompt of token ids, by the clock: medians over `rounds`.
+    """Times greedy generation for one prompt of token ids, with and without the cache: medians over `rounds`.
 
-    Each round measures both ways, one after the other, so that a slower spell of the machine
-    falls on both. Returns:
+    Each round measures both, one after the other, so that a slow moment of the machine affects both. Returns:
 
         cached_tokens_per_s     new tokens per second with the cache, the prompt's pass included
-        uncached_tokens_per_s   the same, the whole sequence run again for every token
+        uncached_tokens_per_s   the same without the cache: every token computes the whole sequence again
         speedup                 the first over the second
         cached_first_token_s    seconds from the prompt to the first new token, with the cache
-        cache_bytes             of keys and values, for the whole sequence, in the model's dtype
+        cache_bytes             of the keys and values of the whole sequence, in the model's dtype
         prompt_tokens, new_tokens
 
     Raises:
-        AblateError: a prompt that the model cannot take, rounds below 1, or more tokens than its context.
+        AblateError: a prompt that the model cannot take, a count below 1, or more tokens than the model's context.
     """
     (row,) = check_prompts(model, [prompt])
-    for name, value in (("new_tokens", new_tokens), ("rounds", rounds)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise AblateError(f"{name}={value!r}: an integer, at least 1")
+    check.whole("new_tokens", new_tokens, 1)
+    check.whole("rounds", rounds, 1)
     total, context = len(row) + new_tokens, model.config.context
     if total > context:
         raise AblateError(
@@ -70,12 +68,12 @@ def time_greedy(
 ) -> tuple[float, float]:
     """Seconds from the prompts' token ids to the first new token, and to the last.
 
-    The device is waited for after the first token and at the end, not step by step.
+    Waits for the device after the first token and after the last, not at every step.
     """
     device = model.embedding.weight.device
     wait(device)
     start = time.perf_counter()
-    steps = stream_tokens(model, rows, new_tokens, sampling=GREEDY, use_cache=use_cache, compile=compile)
+    steps = stream_tokens(model, rows, new_tokens, use_cache=use_cache, compile=compile)
     next(steps)
     wait(device)
     first = time.perf_counter() - start
@@ -86,6 +84,6 @@ def time_greedy(
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all that it was given."""
+    """Returns when the device has finished all work that was sent to it."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

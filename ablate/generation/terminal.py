@@ -1,4 +1,4 @@
-"""Prompts from a file or from the terminal, and texts written there as they come."""
+"""Reads prompts from a file or the terminal, and writes texts to the standard output as they are generated."""
 
 import contextlib
 import json
@@ -10,10 +10,10 @@ from ablate.errors import AblateError
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The prompts of a file: of .jsonl the field `prompt` of each line, of any other each line that is not empty.
+    """The prompts of a file: in .jsonl the field `prompt` of each line, in any other file each line that is not empty.
 
     Raises:
-        AblateError: no such file, not UTF-8, no prompt in it, or a line of .jsonl without a prompt.
+        AblateError: the file cannot be read, is not UTF-8, holds no prompt, or is .jsonl with a line without a prompt.
     """
     path = Path(str(path)).expanduser()
     try:
@@ -42,18 +42,18 @@ def _prompt_of(line: str, where: str) -> str:
 
 
 def texts(prompts: list[str], continuation: Callable[[str], Iterable[str]]) -> list[tuple[str, Iterable[str]]]:
-    """Prompts and their continuations, all checked before the first is begun.
+    """Each prompt with its continuation. All prompts are checked before the first text is generated.
 
     Raises:
-        AblateError: by its number, the first prompt that cannot be continued.
+        AblateError: a prompt that cannot be continued; the message gives its number.
     """
-    found = []
+    checked = []
     for number, prompt in enumerate(prompts, start=1):
         try:
-            found.append((prompt, continuation(prompt)))
+            checked.append((prompt, continuation(prompt)))
         except AblateError as error:
             raise AblateError(f"prompts: number {number}, {prompt[:20]!a}: {error}") from error
-    return found
+    return checked
 
 
 def at_terminal() -> bool:
@@ -61,10 +61,10 @@ def at_terminal() -> bool:
 
 
 def piped() -> Iterator[str]:
-    """Each line of the standard input that is not empty, as it comes.
+    """Each line of the standard input that is not empty, as soon as it is there.
 
     Raises:
-        AblateError: there is none, or one that is not text.
+        AblateError: there is no such line, or the input is not UTF-8 text.
     """
     prompt = None
     for prompt in _typed():
@@ -88,7 +88,7 @@ def _typed(mark: str = "") -> Iterator[str]:
 def write(texts: Iterable[tuple[str, Iterable[str]]]) -> None:
     """Writes prompts and their continuations to the standard output, piece by piece, with an empty line between texts.
 
-    Whoever reads it may leave: the process then ends as other filters do, without a word.
+    If the reader of a pipe closes it, the process ends silently, with the exit status of a filter.
     """
     try:
         for number, (prompt, pieces) in enumerate(texts):
@@ -101,11 +101,11 @@ def write(texts: Iterable[tuple[str, Iterable[str]]]) -> None:
 
 
 def converse(continuation: Callable[[str], Iterable[str]]) -> None:
-    """Continues what is typed at the terminal, text by text, to the end of input (Ctrl-D) or Ctrl-C at the prompt.
+    """Continues each line that is typed at the terminal, until Ctrl-D, or Ctrl-C at the prompt.
 
-    A mistake, or Ctrl-C while a text comes, ends that text alone.
+    A mistake in a line, or Ctrl-C while its text is written, ends this text only.
     """
-    with contextlib.suppress(ImportError):  # a Python may be built without it
+    with contextlib.suppress(ImportError):  # some builds of Python lack it
         import readline  # noqa: F401  (gives `input` its line editing)
 
     prompts = _typed("> ")
@@ -131,7 +131,7 @@ def _write_one(prompt: str, pieces: Iterable[str]) -> None:
         _put(prompt)
         for piece in pieces:
             _put(piece)
-    finally:  # also when interrupted: what comes next starts on a line of its own
+    finally:  # also after Ctrl-C, so that the next output starts on a new line
         _put("\n")
 
 

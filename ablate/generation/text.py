@@ -1,95 +1,52 @@
 """From a prompt to its continuation, as text: whole or piece by piece."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ablate import check
 from ablate.errors import AblateError
 from ablate.generation.decode import stream_tokens
-from ablate.generation.sampling import GREEDY, Sampling
+from ablate.generation.options import gathered
 
 if TYPE_CHECKING:
     from ablate.data.tokenizer import Tokenizer
     from ablate.model.decoder import Decoder
 
-HELD = 8  # tokens that `_pieces` keeps to decode again; an unfinished character spans at most 3
+HELD = 8  # tokens that `_pieces` decodes again; an unfinished character spans at most 3
+
+
+def generate(model: "Decoder", tokenizer: "Tokenizer", prompt: str, max_new_tokens: int = 64, **options: Any) -> str:
+    """The continuation of `prompt` as text, without the prompt: the pieces of `stream`, joined. Greedy by default.
+
+    options: those of `Sampling` and of `GenerationOptions`, by name; `stop` is the end of the document.
+
+    Raises:
+        AblateError: as `stream`.
+    """
+    return "".join(stream(model, tokenizer, prompt, max_new_tokens, **gathered(options)))
 
 
 def stream(
-    model: "Decoder",
-    tokenizer: "Tokenizer",
-    prompt: str,
-    max_new_tokens: int = 64,
-    *,
-    sampling: Sampling = GREEDY,
-    use_cache: bool = True,
-    prefill_chunk: int | None = None,
-    compile: bool = False,
-    seed: int = 0,
+    model: "Decoder", tokenizer: "Tokenizer", prompt: str, max_new_tokens: int = 64, **options: Any
 ) -> Iterator[str]:
     """The continuation of `prompt` in pieces of whole characters, up to the end of the document.
 
-    The prompt starts a document, as in training: eot stands before it, and counts as a token.
-    The options are those of `stream_tokens`.
+    The prompt starts a document, as in training: the end-of-text token is put before it, and counts as a token.
+
+    options: those of `GenerationOptions`, by name; `stop` is the end of the document.
 
     Raises:
-        AblateError: as `generate_tokens`, at once; or a prompt that is empty, or no text to the tokenizer.
+        AblateError: at once, before any step: what `stream_tokens` refuses, or a prompt that is empty, is not Unicode
+            text, or has no token.
     """
     ids = _encoded(tokenizer, prompt)
-    steps = stream_tokens(
-        model,
-        [[tokenizer.eot, *ids]],
-        max_new_tokens,
-        sampling=sampling,
-        use_cache=use_cache,
-        prefill_chunk=prefill_chunk,
-        compile=compile,
-        seed=seed,
-        stop=tokenizer.eot,
-    )
+    steps = stream_tokens(model, [[tokenizer.eot, *ids]], max_new_tokens, stop=tokenizer.eot, **options)
     return _pieces(tokenizer, (id for step in steps if (id := step.item()) != tokenizer.eot), before=ids)
 
 
-def generate(
-    model: "Decoder",
-    tokenizer: "Tokenizer",
-    prompt: str,
-    max_new_tokens: int = 64,
-    *,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    use_cache: bool = True,
-    prefill_chunk: int | None = None,
-    compile: bool = False,
-    seed: int = 0,
-) -> str:
-    """The continuation of `prompt` as text, without the prompt: the pieces of `stream`, joined. Greedy by default.
-
-    Raises:
-        AblateError: as `stream`, or a sampling option that cannot be.
-    """
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    pieces = stream(
-        model,
-        tokenizer,
-        prompt,
-        max_new_tokens,
-        sampling=sampling,
-        use_cache=use_cache,
-        prefill_chunk=prefill_chunk,
-        compile=compile,
-        seed=seed,
-    )
-    return "".join(pieces)
-
-
 def _encoded(tokenizer: "Tokenizer", prompt: str) -> list[int]:
-    if not isinstance(prompt, str):
-        raise AblateError(f"prompt={prompt!r}: expected text; for token ids use generate_tokens")
-    if not prompt:
-        raise AblateError("prompt: it is empty; give some text to go on from")
+    number = isinstance(prompt, int | float)  # then the hint is how to quote it
+    check.text("prompt", prompt, hint="" if number else "for token ids use generate_tokens")
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
@@ -101,26 +58,30 @@ def _encoded(tokenizer: "Tokenizer", prompt: str) -> list[int]:
 
 
 def _pieces(tokenizer: "Tokenizer", ids: Iterable[int], before: Sequence[int] = ()) -> Iterator[str]:
-    """What `ids` add to the text of `before`, joined as `decode` has it, in time linear in their number.
+    """The text that `ids` add after the text of `before`, in pieces that are never taken back.
 
-    Tokenizers that put a space between tokens, or drop the first, need to know what stands before.
+    Joined, the pieces are what the tokenizer makes of all tokens at once. Each token is decoded together with the
+    few tokens before it, so the time is linear in the number of tokens. The tokens before are needed: some tokenizers
+    put a space between two tokens, or drop the space before the first.
 
-    Bytes that are not yet a whole character decode to one U+FFFD at the end, which may still turn
-    into something else: it is held back. All before it is settled. A byte that can never become
-    a character looks the same for as long as it is last.
+    A token may end in the middle of a character. Its bytes then decode to one U+FFFD at the end of the text, which the
+    next token may turn into the character. So a U+FFFD at the end is held back until another token follows it, or
+    there are no more tokens. All text before it is final. A byte that is part of no character also decodes to U+FFFD,
+    and is held back in the same way.
     """
     window = list(before[-HELD:])  # the last tokens
     text = tokenizer.decode(window)
-    out = len(text)  # characters of it that are out
+    out = len(text)  # characters of `text` that have been yielded, or belong to the prompt
     for id in ids:
         window.append(id)
         text = tokenizer.decode(window)
-        settled = len(text) - text.endswith("\ufffd")
-        if settled > out:
-            yield text[out:settled]
-            out = settled
+        final = len(text) - text.endswith("\ufffd")
+        if final > out:
+            yield text[out:final]
+            out = final
         if len(window) >= 2 * HELD:
-            # The shorter window may start inside a character, so count from its end: what is held is the same.
+            # The shorter window may begin inside a character, so its text may begin otherwise. Its end is the same:
+            # count from there.
             shorter, held = tokenizer.decode(window[-HELD:]), text[out:]
             if shorter.endswith(held):
                 window, text, out = window[-HELD:], shorter, len(shorter) - len(held)

@@ -1,22 +1,14 @@
-"""Tiny random models over every registered component, for the tests of this folder."""
+"""The tiny models of tests/model/zoo.py for the tests of generation: smaller, and with larger weights."""
 
 from itertools import combinations
 
 import torch
+from model.zoo import BASE, config
 
-from ablate.model.config import AXES, DecoderConfig
+from ablate.model.config import AXES
 from ablate.model.decoder import Decoder
 
 VOCAB, CONTEXT = 31, 24
-BASE = {
-    "norm": "rmsnorm",
-    "placement": "pre",
-    "attention": "gqa",
-    "position": "rope",
-    "pattern": "full",
-    "ffn": "swiglu",
-}
-SMALL = {"window": 5, "stride": 3, "block": 4, "summary": 1, "hidden": 16, "kv_heads": 2, "experts": 4}
 PAIRS = sorted(
     {
         tuple(sorted({**BASE, a: x, b: y}.items()))
@@ -27,19 +19,9 @@ PAIRS = sorted(
 )
 
 
-def component(axis: str, name: str) -> dict:
-    options = AXES[axis].options(name)
-    return {"name": name} | {key: value for key, value in SMALL.items() if key in options}
-
-
-def tiny(seed: int = 0, *, vocab_size: int = VOCAB, context: int = CONTEXT, kernel: str = "auto", **choice) -> Decoder:
-    """A model of width 16, depth 2; an axis is a name, or a whole node."""
-    nodes = {axis: choice.get(axis, BASE[axis]) for axis in AXES}
-    nodes = {axis: component(axis, node) if isinstance(node, str) else node for axis, node in nodes.items()}
-    config = DecoderConfig.from_dict(
-        {"dim": 16, "depth": 2, "heads": 4, "context": context, "vocab_size": vocab_size, "kernel": kernel, **nodes}
-    )
-    model = Decoder(config, seed)
+def tiny(seed: int = 0, **changes) -> Decoder:
+    """A model of width 16, depth 2. `changes`: scalars by value, axes by name or node."""
+    model = Decoder(config(**{"dim": 16, "context": CONTEXT, "vocab_size": VOCAB, **changes}), seed)
     with torch.no_grad():  # far from the small initial weights: attention and positions then matter
         for parameter in model.parameters():
             if parameter.ndim == 2:

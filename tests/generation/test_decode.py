@@ -221,8 +221,9 @@ BAD_OPTIONS = [
     ({"use_cache": "maybe"}, "^use_cache='maybe'"),
     ({"prefill_chunk": 0}, "^prefill_chunk=0"),
     ({"prefill_chunk": 2.0}, "^prefill_chunk=2.0"),
-    ({"prefill_chunk": True}, "^prefill_chunk=True"),
+    ({"prefill_chunk": True}, "^prefill_chunk=true"),
     ({"prefill_chunk": 4, "use_cache": False}, "^prefill_chunk=4: no effect without the cache"),
+    ({"sampling": 0.8}, "^sampling=0.8: expected a Sampling"),
 ]
 
 
@@ -231,6 +232,17 @@ def test_bad_options(options, message):
     with pytest.raises(AblateError, match=message) as error:
         stream_tokens(tiny(), PROMPTS, 4, **options)  # at once, not at the first step
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("door", [generate_tokens, stream_tokens])
+def test_an_option_that_does_not_exist_is_refused(door):
+    with pytest.raises(TypeError, match="temprature"):
+        door(tiny(), PROMPTS, 4, temprature=0.8)
+
+
+def test_the_options_of_sampling_are_named_or_gathered_not_both():
+    with pytest.raises(TypeError, match="sampling"):
+        generate_tokens(tiny(), PROMPTS, 4, sampling=Sampling(), temperature=0.8)
 
 
 @pytest.mark.parametrize("position", POSITIONS.names())

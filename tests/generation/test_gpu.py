@@ -1,10 +1,14 @@
 """Generation on a GPU, where decoding steps are captured as CUDA graphs: pytest -m gpu."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
 from ablate.errors import AblateError
 from ablate.generation import generate_tokens, step, stream_tokens
+from ablate.generation.step import cuda_graph
 
 from .models import CONTEXT, tiny
 
@@ -33,6 +37,69 @@ def test_greedy_tokens_are_those_of_the_cpu_without_a_cache(choice, compile):
     expected = generate_tokens(model, PROMPTS, COUNT, use_cache=False)
     assert generate_tokens(model.cuda(), PROMPTS, COUNT, compile=compile) == expected
     assert generate_tokens(model, PROMPTS, COUNT, use_cache=False) == expected
+
+
+@pytest.fixture
+def captures(monkeypatch) -> list[int]:
+    """The span of each graph that is captured."""
+    spans = []
+
+    def counted(run, undo):
+        spans.append(run.__self__.cache.span)
+        return cuda_graph(run, undo)
+
+    monkeypatch.setattr(step, "capture_on", lambda device: counted)
+    return spans
+
+
+@pytest.mark.parametrize("choice", MODELS, ids=str)
+def test_captured_steps_give_the_ids_of_eager_ones(choice, monkeypatch):
+    model = tiny(**choice).cuda()
+    captured = generate_tokens(model, PROMPTS, COUNT)
+    monkeypatch.setattr(step, "capture_on", lambda device: None)
+    assert generate_tokens(model, PROMPTS, COUNT) == captured
+
+
+def test_each_span_is_captured_once(captures):
+    model = tiny().cuda()
+    for prompts in (PROMPTS, PROMPTS[::-1]):
+        generate_tokens(model, prompts, COUNT)
+    assert captures == [16, 32]
+
+
+def test_weights_that_have_moved_are_captured_anew(captures):
+    model = tiny().cuda()
+    generate_tokens(model, PROMPTS, COUNT)
+    with torch.no_grad():
+        model.final_norm.weight.mul_(2)  # in the same memory: the graphs read the new values
+    assert generate_tokens(model, PROMPTS, COUNT) == generate_tokens(model, PROMPTS, COUNT, use_cache=False)
+    assert captures == [16, 32]
+    model.final_norm.weight.data = model.final_norm.weight.data * 3
+    assert generate_tokens(model, PROMPTS, COUNT) == generate_tokens(model, PROMPTS, COUNT, use_cache=False)
+    assert captures == [16, 32] * 2
+
+
+def test_memory_does_not_grow_from_text_to_text():
+    def allocated() -> int:
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated()
+
+    model = tiny().cuda()
+    generate_tokens(model, PROMPTS, COUNT)
+    before = allocated()
+    for _ in range(5):
+        generate_tokens(model, PROMPTS, COUNT)
+        assert allocated() == before
+
+
+def test_graphs_that_are_replaced_are_freed():
+    model = tiny().cuda()
+    generate_tokens(model, PROMPTS, COUNT)
+    replaced = weakref.ref(step._kept[model][1])
+    model.final_norm.weight.data = model.final_norm.weight.data.clone()
+    generate_tokens(model, PROMPTS, COUNT)
+    gc.collect()
+    assert replaced() is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

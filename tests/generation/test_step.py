@@ -1,6 +1,5 @@
-"""Decoding steps that do the same work each time: compiled, and captured. Graphs have stand-ins on a CPU."""
+"""Decoding steps of fixed shapes: compiled, and captured. What only a CUDA graph can show is in test_gpu.py."""
 
-import contextlib
 import gc
 from itertools import pairwise
 
@@ -10,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 from ablate.errors import AblateError
 from ablate.generation import generate_tokens, step, stream_tokens
-from ablate.generation.step import Step, decode, span_of
+from ablate.generation.step import Step, capture_on, cuda_graph, decode, span_of
 
 from .models import CONTEXT, PAIRS, VOCAB, tiny
 from .test_decode import cached
@@ -31,60 +30,25 @@ def uncompiled(monkeypatch, short_spans):
     monkeypatch.setattr(step, "compiled", lambda function, **options: function)
 
 
-class Graph:
-    """Does on replay what was done while it was captured, as a CUDA graph does."""
-
-    def replay(self):
-        self.logits.copy_(self.again())
-
-
 @pytest.fixture
-def graphs(monkeypatch, short_spans):
-    """CUDA's part of `Step`, played on the CPU. Returns the graphs captured."""
-    made = []
+def captures(monkeypatch, short_spans):
+    """Steps are captured on the CPU, too, where a replay runs the step again. Returns the span of each capture."""
+    spans = []
 
-    @contextlib.contextmanager
-    def capture(graph):
-        one = made[-1][1]
-        state = [t.clone() for t in one.tensors()]
-        yield  # a capture runs nothing: what it did to the cache is undone
-        for tensor, before in zip(one.tensors(), state, strict=True):
-            tensor.copy_(before)
+    def capture(run, undo):
+        step_, span = run.__self__, run.__self__.cache.span
+        spans.append(span)
 
-    class Stream:
-        def wait_stream(self, other):
-            pass
+        def replay():
+            assert step_.cache.span == span  # a graph would read this many slots whatever the cache says
+            return run()
 
-    class Captured(Step):
-        def __init__(self, model, cache, compile=False):
-            super().__init__(model, cache, compile)
-            self._captures = self._fixed = True
+        run()
+        undo()
+        return replay
 
-        def tensors(self):
-            buffers = [b._flat for pair in self.cache.buffers for b in pair]
-            return [self.cache.length, *buffers, *(b._flat for b in self.cache.positions.values())]
-
-        def _capture(self):
-            graph = Graph()
-            made.append((graph, self))
-            monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
-            found, graph.logits = super()._capture()
-            span = self.cache.span
-
-            def again():
-                self.cache.span = span
-                return decode(self._model(), self._ids, self.cache)
-
-            graph.again = again
-            return found, graph.logits
-
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda aside: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    monkeypatch.setattr(step, "Step", Captured)
-    return made
+    monkeypatch.setattr(step, "capture_on", lambda device: capture)
+    return spans
 
 
 # All of them take half a minute: every fifth one always, the others with -m slow.
@@ -102,46 +66,65 @@ def test_steps_of_one_shape_are_the_eager_ones(choice, uncompiled):
 
 @pytest.mark.parametrize("position", ["rope", "alibi", "learned"])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_replayed_steps_are_the_uncached_ones(pattern, position, graphs):
+def test_replayed_steps_are_the_uncached_ones(pattern, position, captures):
     model = tiny(pattern=pattern, position=position)
-    for prompts in (PROMPTS, PROMPTS[:1]):
+    for prompts, spans in ((PROMPTS, [16, 32]), (PROMPTS[:1], [8, 16, 32])):  # after 8 tokens, and after 7
         expected = generate_tokens(model, prompts, COUNT, use_cache=False)
-        graphs.clear()
-        for _ in range(2):  # the second time with the graphs of the first
+        captures.clear()
+        for _ in range(2):  # the second time with what the first has captured
             assert generate_tokens(model, prompts, COUNT) == expected
-        assert len(graphs) == 2 + (prompts == PROMPTS[:1])  # spans 16 and 23, and 8 before where 7 tokens are first
+        assert captures == spans
 
 
-def test_graphs_are_kept_for_the_weights_that_they_read(graphs):
+def test_captured_steps_are_kept_for_the_weights_that_they_read(captures):
     model = tiny()
     generate_tokens(model, PROMPTS, COUNT)
-    captured = len(graphs)
+    captured = len(captures)
     generate_tokens(model, PROMPTS[::-1], COUNT - 1)
-    assert len(graphs) == captured
+    assert len(captures) == captured
     with torch.no_grad():
-        model.final_norm.weight.mul_(2)  # the same memory: seen by the graphs
+        model.final_norm.weight.mul_(2)  # in the same memory: a graph reads the new values
     assert generate_tokens(model, PROMPTS, COUNT) == generate_tokens(model, PROMPTS, COUNT, use_cache=False)
-    assert len(graphs) == captured
-    model.final_norm.weight.data = model.final_norm.weight.data * 3  # other memory
+    assert len(captures) == captured
+    model.final_norm.weight.data = model.final_norm.weight.data * 3  # in other memory
     assert generate_tokens(model, PROMPTS, COUNT) == generate_tokens(model, PROMPTS, COUNT, use_cache=False)
-    assert len(graphs) == 2 * captured
+    assert len(captures) == 2 * captured
 
 
-def test_two_streams_of_one_model_do_not_meet(graphs):
+def test_other_numbers_of_rows_are_captured_anew(captures):
+    model = tiny()
+    for rows in (4, 3, 4):
+        generate_tokens(model, PROMPTS[:rows], COUNT)
+    assert captures == [16, 32] * 3  # a model keeps the last
+
+
+def test_two_streams_of_one_model_do_not_meet(captures):
     model = tiny()
     expected = generate_tokens(model, PROMPTS[:1], COUNT)
     pairs = zip(*(stream_tokens(model, PROMPTS[:1], COUNT) for _ in range(2)), strict=True)
     assert [int(a) for a, b in pairs if int(a) == int(b)] == expected[0]
 
 
-def test_graphs_go_with_their_model(graphs):
+def test_captured_steps_go_with_their_model(captures):
     model = tiny()
     generate_tokens(model, PROMPTS, COUNT)
     assert model in step._kept
-    graphs.clear()
     del model
     gc.collect()
     assert len(step._kept) == 0
+
+
+def test_captured_steps_can_be_given_up(captures):
+    model = tiny()
+    generate_tokens(model, PROMPTS, COUNT)
+    step.forget()
+    assert len(step._kept) == 0
+    generate_tokens(model, PROMPTS, COUNT)
+    assert captures == [16, 32] * 2
+
+
+def test_only_a_gpu_captures():
+    assert capture_on(torch.device("cpu")) is None and capture_on(torch.device("cuda")) is cuda_graph
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

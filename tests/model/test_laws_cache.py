@@ -1,4 +1,4 @@
-"""Law 5: cached = uncached, on logits."""
+"""Law 5: cached = uncached, on logits. Law 7 for the size of the cache."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Laws 2, 3, 4 and 7: who sees whom."""
+"""Laws 2, 3, 4 and 7: which tokens a token sees."""
 
 import inspect
 
@@ -30,7 +30,7 @@ from ablate.model.masks import Layout, Pattern, dense_mask, document_runs
 LENGTHS = [5, 1, 9, 3, 6]
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
-# design section 4, in plain Python: options, query i, key j <= i
+# docs/pattern.md in plain Python: options, query i, key j <= i
 DEFINITIONS = {
     "full": lambda o, i, j: True,
     "local": lambda o, i, j: i - j < o["window"],

@@ -1,4 +1,4 @@
-"""The mixture of experts against a loop over tokens, others' code and its definitions."""
+"""The mixture of experts against a loop over tokens, other people's code and its definitions; law 8 for experts."""
 
 import math
 

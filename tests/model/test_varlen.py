@@ -1,4 +1,4 @@
-"""The two kernels on packed sequences, with their libraries' functions stood in for by a loop on the CPU."""
+"""Law 6 for the two kernels on packed sequences; on a CPU a loop stands in for their libraries' functions."""
 
 import sys
 from itertools import pairwise

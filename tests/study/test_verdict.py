@@ -1,4 +1,4 @@
-"""Verdicts of made-up runs: each of the four, what becomes of claims, who diverged, and what is said beside them."""
+"""Verdicts of made-up runs: each of the four, claims, divergence and notes; law 11 for whole studies."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Budgets: counted = built, and the formulas by hand."""
+"""Laws 7 and 9: budgets are those of the built model, and FLOPs are counted pair by pair."""
 
 import pytest
 import torch

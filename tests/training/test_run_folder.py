@@ -1,4 +1,4 @@
-"""The run folder: whole, plain, movable, and clear about what is wrong with it."""
+"""The run folder: whole, plain, movable, and clear about what is wrong with it; law 12, the round trip."""
 
 import dataclasses
 import json

@@ -36,7 +36,7 @@ from ablate.cli import console
 from ablate.compose import plain
 from ablate.errors import AblateError
 from ablate.files import make_folder
-from ablate.generation.prompts import check_memory
+from ablate.generation.prompts import check_generation_memory
 from ablate.hardware import has_bf16, resolve_accelerator
 from ablate.model.config import DecoderConfig, load_plugins
 from ablate.model.decoder import Decoder
@@ -66,7 +66,7 @@ def benchmark_generation(config: DictConfig, hydra: HydraConf, words: list[str])
     model = _model(config, options, list(hydra.overrides.task))
     model.kernels(Place(options.device.type, options.dtype, gradient=False))  # raises if model.kernel cannot run there
     for workload in options.workloads:
-        check_memory(model, workload.batch, workload.length, use_cache=True)
+        check_generation_memory(model, workload.batch, workload.length, use_cache=True)
     make_folder(output.folder, "out")
     terminal = console()
     terminal.print(f"{output.label}: {_conditions(options)}", markup=False, highlight=False)
