@@ -50,13 +50,19 @@ def has_bf16(accelerator: str) -> bool:
 
 def training_place(accelerator: str, precision: str, tokens: int, compiled: bool) -> Place:
     """Where a run trains, for Lightning's `accelerator` and `precision`, rows of `tokens` tokens."""
-    dtype = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
-    return Place("cuda" if accelerator == "gpu" else "cpu", dtype, gradient=True, tokens=tokens, compiled=compiled)
+    device, dtype = "cuda" if accelerator == "gpu" else "cpu", training_dtype(precision)
+    return Place(device, dtype, gradient=True, tokens=tokens, compiled=compiled)
 
 
-def training_products(place: Place, precision: str) -> str:
-    """Which way the matrix products of a run are computed."""
-    return training_product(place.device, place.dtype, autocast="mixed" in precision)
+def training_dtype(precision: str) -> torch.dtype:
+    """The dtype of matrix products under Lightning's `precision`."""
+    return torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else torch.float32
+
+
+def training_products(accelerator: str, precision: str) -> str:
+    """The name of the way in which a run computes the matrix products of linear maps."""
+    device = "cuda" if accelerator == "gpu" else "cpu"
+    return training_product(device, training_dtype(precision), autocast="mixed" in precision)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

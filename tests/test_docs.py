@@ -79,4 +79,4 @@ def test_the_way_of_a_token_is_the_code():
         path = Path("ablate") / file if file.split("/")[0] in folders else Path("ablate/model") / file
         text = (DOCS.parent / path).read_text(encoding="utf-8")
         assert re.search(rf"(class|def) {name}\b|self\.{name}\b", text), f"{file}: no {name}"
-        assert method is None or f"def {method}(" in text or method == "forward", f"{file}: no {name}.{method}"
+        assert not method or f"def {method}(" in text or method == "forward", f"{file}: no {name}.{method}"

@@ -77,7 +77,7 @@ def test_the_optimiser_schedule_metric_and_corpus_of_the_page_train(folder):
     with (folder / "trained/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert float(rows[-1]["val/perplexity"]) == summary["metrics"]["val/perplexity"]
-    assert float(rows[0]["train/lr"]) == 0.1
+    assert float(rows[0]["train/lr"]) == pytest.approx(0.1)
     assert list((folder / "prepared").glob("numbers-*"))
 
 

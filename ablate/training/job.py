@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
@@ -176,7 +175,7 @@ def add_throughput(trainer: Trainer, parts: Parts, here: ranks.Ranks, cost: Budg
     It comes later than the others, because what a token costs is known once the corpus is open, and a trainer that
     cannot be made shall be refused before that.
     """
-    dtype = torch.bfloat16 if "bf16" in parts.precision else torch.float32
+    dtype = hardware.training_dtype(parts.precision)
     peak = hardware.peak_flops(parts.device, dtype)
     throughput = Throughput(cost.training_flops_per_token, peak, here.count)
     trainer.callbacks.insert(0, throughput)

@@ -10,6 +10,7 @@ from rich.table import Table
 from ablate.accounting import Budget, tokens_per_step
 from ablate.cli import console
 from ablate.data import Opened
+from ablate.hardware import training_products
 from ablate.metrics import METRICS
 from ablate.model.config import AXES, component, stretches
 from ablate.training.parts import Parts
@@ -27,6 +28,7 @@ def show_plan(parts: Parts, cost: Budget, corpus: Opened, config: DictConfig) ->
             "parameters": f"{short(cost.total)} ({short(cost.non_embedding)} without embeddings)",
             "forward": f"{short(cost.flops_per_token)}FLOP a token",
             "cache": f"{cost.kv_bytes_per_token} bytes a token",
+            "products": training_products(parts.accelerator, parts.precision),
             "corpus": f"{config.data.name}: {corpus.describe()}",
             "training": f"{config.trainer.max_steps} steps of {tokens_per_step(config)} tokens, {parts.precision} "
             f"on {f'{ranks} x ' * (ranks > 1)}{parts.accelerator}, seed {config.seed}",

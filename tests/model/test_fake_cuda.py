@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from zoo import SCALARS, config, label, singles, small
 
 from ablate.model.config import AXES
-from ablate.model.decoder import Decoder, Record
-from ablate.model.kernels.kernel import KERNELS, Place, objection
+from ablate.model.context import Record
+from ablate.model.decoder import Decoder
+from ablate.model.kernels import KERNELS, Place
 from ablate.model.loss import next_token_loss
 
 BATCH, LENGTH, SLOTS = 2, 12, 16
@@ -89,7 +90,7 @@ def test_kernels(kernel, pattern, dtype):
     gradient = kernel != "flex"  # which takes its gradient's graph from a backward pass
     probe = built(attention=WIDE, pattern=pattern)
     with fake_cuda():
-        reasons = [objection(kernel, layer.scores, Place("cuda", dtype, gradient)) for layer in probe.layers]
+        reasons = [KERNELS[kernel].refusal(layer.scores, Place("cuda", dtype, gradient)) for layer in probe.layers]
     if any(reasons):
         pytest.skip(f"{kernel}: {reasons}")
     model = built(kernel=kernel, attention=WIDE, pattern=pattern)

@@ -32,6 +32,36 @@ def test_products_of_few_rows(shape, bias, threads, by_parts, monkeypatch):
     assert found.is_contiguous()
 
 
+BF16, FP32 = torch.bfloat16, torch.float32
+CHOSEN = {  # (dtype, rows, gradient, compiled) -> the product, on an AMD CPU without bf16 hardware
+    (FP32, 4096, True, False): "onednn",
+    (BF16, 4096, True, False): "torch",
+    (FP32, 4096, False, False): "torch",
+    (FP32, 128, False, False): "parts",
+    (FP32, 1, False, True): "sums",
+    (BF16, 1, False, True): "sums",
+    (BF16, 2, False, False): "torch",
+    (BF16, 3, False, False): "widened",
+}
+
+
+@pytest.mark.parametrize("case", CHOSEN, ids=str)
+def test_the_product_that_is_chosen_is_told(case, monkeypatch):
+    monkeypatch.setattr(products, "MKL_IS_SLOW", True)
+    monkeypatch.setattr(products, "HAS_BF16_PRODUCTS", False)
+    assert products.choose_product(*case) == CHOSEN[case]
+
+
+@pytest.mark.parametrize("name", products.PRODUCTS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_every_product_is_the_same_product(name, bias):
+    torch.manual_seed(0)
+    x, weight, offset = torch.randn(1, 16), torch.randn(24, 16), torch.randn(24) if bias else None
+    with torch.no_grad():
+        y = products.PRODUCTS[name](x, weight, offset)
+    torch.testing.assert_close(y, F.linear(x, weight, offset), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("hardware", [True, False])
 @pytest.mark.parametrize("rows", [1, 2, 3, 40])
 def test_bf16_products(rows, hardware, monkeypatch):

@@ -230,7 +230,7 @@ def test_studies_are_compared_by_their_names(study, command, place):
         (["++study.arms={rms: ['model/norm=rmsnorm'], bad: ['model/norm=null']}"], "study.arms.bad: model/norm=null"),
         (["++study.arms={rms: [], bad: ['model.depth=2.5']}"], "model.depth"),
         (["++study.arms={rms: [], bad: ['data.packing=foo']}"], "study.arms.bad: data.packing"),
-        (["++study.arms={rms: [], bad: ['optimizer.lr=fast']}"], "study.arms.bad: optimizer.lr=fast"),
+        (["++study.arms={rms: [], bad: ['optimizer.lr=fast']}"], "study.arms.bad: optimizer.lr='fast'"),
         (["++study.arms={rms: [], bad: ['seed=1']}"], "study.arms.bad: it sets seed"),
         (["++study.arms={rms: [], bad: ['study.metric=val/bpb']}"], "study.arms.bad: it sets study.metric"),
         (["++study.arms={rms: [], bad: ['trainer.max_steps=9']}"], "study.arms.bad: it sets trainer.max_steps"),
@@ -241,7 +241,7 @@ def test_studies_are_compared_by_their_names(study, command, place):
         (["study.metric=train/nonsense"], "study.metric: no run logs 'train/nonsense'"),
         (["seed=interval(0,1)"], "seed=interval(0,1): expected seeds one by one"),
         (["resume=somewhere"], "resume: a study continues when its own command is run again"),
-        (["trainer.strategy=none"], "study.arms.rms: trainer.strategy=none"),
+        (["trainer.strategy=none"], "study.arms.rms: trainer.strategy='none'"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused_in_one_line(study, overrides, said):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from ablate.accounting import budget
 from ablate.benchmark.rounds import name_of_round, over_rounds, take_turns
 from ablate.data.rows import pieces_of
-from ablate.hardware import peak_flops, training_place
+from ablate.hardware import peak_flops, training_dtype
 from ablate.model.config import DecoderConfig
 from ablate.model.decoder import Decoder
 from ablate.training.callbacks import StopOnDivergence, Throughput
@@ -185,4 +185,4 @@ def with_rates(rows: list[dict[str, Any]], setting: Setting) -> list[dict[str, A
 
 
 def _peak_flops(setting: Setting, precision: str) -> float:
-    return peak_flops(setting.device, training_place(setting.accelerator, precision).dtype)
+    return peak_flops(setting.device, training_dtype(precision))
