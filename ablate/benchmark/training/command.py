@@ -71,7 +71,7 @@ def benchmark_training(config: DictConfig) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured, and how; the model and the optimiser aside."""
+    """What is measured and how, apart from the model and the optimiser."""
 
     batch_size: int
     documents_per_row: int
