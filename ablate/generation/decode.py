@@ -1,7 +1,7 @@
 """The decoding loop: prompts in, new tokens out one at a time, with the KV cache or without it.
 
     prompts ── prefill, in chunks ── logits of each row's last token ── choose ─┬─ ids [B]
-                                          one token a row, one pass ────────────┘
+                                          one token per row, one pass ──────────┘
 
 Without the cache every step computes the whole sequence again. That is slow, but it checks the cache.
 """
@@ -45,7 +45,7 @@ def generate_tokens(
 def stream_tokens(
     model: "Decoder", prompts: Sequence[Sequence[int]] | Tensor, max_new_tokens: int = 64, **options: Any
 ) -> Iterator[Tensor]:
-    """New token ids as they come: one tensor `[B]` a step, on the model's device, at most `max_new_tokens` of them.
+    """New token ids as they are chosen: one tensor `[B]` per step, on the model's device, at most `max_new_tokens`.
 
     prompts: rows of token ids, which may differ in length, or a tensor `[B, T]`.
     options: those of `GenerationOptions`, by name. A row that has produced `stop` repeats it, and the stream ends

@@ -66,7 +66,7 @@ def test_it_measures_a_grid_with_and_without_the_cache(command, tmp_path, pages)
         assert point["times_peer"] is None and point["peak_memory_bytes"] is None
         kept = point["batch"] * (point["prompt_tokens"] + point["new_tokens"] - 1) * 2 * 2 * 2 * 8 * 4
         assert point["cache_bytes"] == (kept if point["way"] == "cached" else 0)
-    assert "limit" in outcome.out and "cached" in outcome.out and "bytes in the cache" in outcome.out
+    assert "limit" in outcome.out and "cached" in outcome.out and "bytes to the cache" in outcome.out
     assert pages == [(tmp_path / "out", [])]
 
 

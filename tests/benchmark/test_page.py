@@ -109,7 +109,8 @@ def test_one_model_in_sentences(tmp_path):
         at(result, "uncached")["tokens_per_s"]["median"],
     )
     numbers = page.says(
-        r"the KV cache, gqa generates 480 tokens N times as fast .* \(N against N tokens/s at batch N, after N"
+        r"the KV cache, gqa generates 480 tokens N times as fast .* "
+        r"\(N against N tokens/s at batch N, after a prompt of N"
     )
     assert numbers == close([fast / slow, fast, slow, 1, 32])
     peer = max(at(result, way)["tokens_per_s"]["median"] for way in PEERS)
@@ -179,7 +180,7 @@ def test_below_the_limit_is_explained(tmp_path):
     for point in result["points"]:
         if point["fraction_of_limit"]:
             point["fraction_of_limit"] = 1.25
-    assert page_of(tmp_path, result).says("N times the least .*; below 1, it reads from what is faster") == [0.8]
+    assert page_of(tmp_path, result).says("N times the least .*; below 1, it reads from faster memory") == [0.8]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def rows(name, count=200, **options):
     return list(zip(batch["tokens"].tolist(), batch["targets"].tolist(), strict=True))
 
 
-# --- what a row is -----------------------------------------------------------------------------------
+# --- rows match the definitions ----------------------------------------------------------------------
 
 
 def copy_answers(tokens, distance):
@@ -251,7 +251,7 @@ def test_text_that_is_not_a_symbol_is_refused(text):
         ("recall", {"task": {"pairs": 7}}, "data.pairs=7: .* take 28 tokens, .* 24"),
         ("induction", {"task": {"shortest": 10}}, "data.shortest=10: expected 1 to data.longest=9"),
         ("induction", {"task": {"longest": 13}}, "data.longest=13: .* data.symbols=12"),
-        ("induction", {"context": 10}, "data.longest=9: .* a context of 10 tokens .* 8 at most"),
+        ("induction", {"context": 10}, "data.longest=9: .* at most 8, .* a context of 10 tokens"),
         ("leak", {"context": 25}, "data.context=25: .* even"),
         ("leak", {"context": 2}, "data.context=2: .* 4 or more"),
         ("copy", {"val_rows": 0}, "data.val_rows=0"),
