@@ -1,46 +1,46 @@
-# One command from a fresh clone: `make train` and `make test` create .venv, install there, then do their job.
-# Needs nothing but make and a Python from 3.11 to 3.13.
+# Right after a clone, `make train` and `make test` create .venv, install there, and then do their job.
+# They need only make and Python 3.11 to 3.13.
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help train test lint format docs gpu
 
-# Read when .venv is created. Unset: the first of these that is 3.11 to 3.13.
+# The Python that creates .venv: the first of these that is 3.11 to 3.13.
 PYTHON ?= python3 python3.13 python3.12 python3.11
-# `make gpu` runs on the machine's own Python, next to the torch that fits its driver.
+# `make gpu` uses the machine's own Python, whose torch fits the driver.
 GPU_PYTHON ?= python3
 OUT ?= results/gpu
 # Options of every pip install here; PIP_QUIET= shows what pip is doing.
 PIP_QUIET ?= -qq
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
-# The constraints hold for build backends too: pip reads the first variable there up to 25.2, the second after.
+# The constraints also apply to build backends: there pip up to 25.2 reads the first variable, later pip the second.
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt .venv/bin/python -m pip
 
 help:  ## print this list
 	@echo "make TARGET [ARGS='...']"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "The first call creates .venv and installs there (a few minutes). PYTHON=python3.12 make test: with that Python;"
-	@echo "remove .venv to change it later. constraints.txt pins every version."
+	@echo "The first call creates .venv and installs there (a few minutes). PYTHON=python3.12 make test uses that Python;"
+	@echo "to change it later, remove .venv first. constraints.txt pins every version."
 
 train: .venv/.base  ## train one run: make train ARGS='model=gpt2 trainer.max_steps=200'
 	.venv/bin/python train.py $(ARGS)
 
-test: .venv/.dev  ## run the tests, one process a core: make test ARGS='-k norm'; the slow ones: ARGS='-m slow -n 0'
+test: .venv/.dev  ## run the tests, one process per core: make test ARGS='-k norm'; slow tests: ARGS='-m slow -n 0'
 	.venv/bin/python -m pytest -q -n auto --dist worksteal $(ARGS)
 
 lint: .venv/.dev  ## check style and formatting, change nothing
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-format: .venv/.dev  ## mend style and formatting where ruff can
+format: .venv/.dev  ## fix style and formatting where ruff can
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-docs: .venv/.base  ## write the generated parts of docs/ anew
+docs: .venv/.base  ## regenerate the parts of docs/ that come from the code
 	PYTHONPATH=. .venv/bin/python docs/generate.py
 
-gpu:  ## on a CUDA machine: GPU tests, speed of training and generation, into OUT=results/gpu; installs nothing
+gpu:  ## on a CUDA machine: run GPU tests, measure speed; writes to OUT=results/gpu, installs nothing
 	@$(GPU_PYTHON) -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null \
 		|| { echo "make gpu: $(GPU_PYTHON) sees no CUDA device (torch.cuda.is_available() is not true)"; exit 1; }
 	@mkdir -p '$(OUT)'; status=0; set -x; \
@@ -52,7 +52,7 @@ gpu:  ## on a CUDA machine: GPU tests, speed of training and generation, into OU
 	done; done; \
 	exit $$status
 
-# A stamp is written when its install is complete, so an interrupted one is done again.
+# A stamp is written when its install is complete, so an interrupted install runs again.
 .venv/.base: .venv/.python pyproject.toml constraints.txt
 	@echo "installing ablate into .venv (a few minutes the first time)"
 	@$(PIP) install $(PIP_QUIET) -e .
@@ -63,7 +63,7 @@ gpu:  ## on a CUDA machine: GPU tests, speed of training and generation, into OU
 	@$(PIP) install $(PIP_QUIET) -e '.[dev]'
 	@touch .venv/.base $@
 
-# .venv/.incomplete: its creation was interrupted. A .venv that came from elsewhere is used as it is.
+# .venv/.incomplete marks a .venv whose creation was interrupted. A .venv without it is used as it is.
 .venv/.python:
 	@if [ -e .venv/.incomplete ]; then rm -rf .venv; fi
 	@if [ ! -x .venv/bin/python ]; then \

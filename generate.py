@@ -20,7 +20,7 @@ def main(config: DictConfig) -> None:
     sampling = Sampling(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
     named = ("max_new_tokens", "use_cache", "prefill_chunk", "compile", "seed")
     options = {"sampling": sampling, **{name: config[name] for name in named}}
-    GenerationOptions(**options)  # a mistake in them stops here, before the run is loaded
+    GenerationOptions(**options)  # checks them before the run is loaded
     prompts = None if config.prompts is None else read_prompts(config.prompts)
     load_plugins(config.plugins)
     run = ablate.load(config.run)

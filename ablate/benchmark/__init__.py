@@ -1,4 +1,4 @@
-"""Two benchmarks of speed: `generation`, of text, with the KV cache and without it; `training`, of optimiser steps.
+"""Two benchmarks of speed: `generation` times text with and without the KV cache; `training` times optimiser steps.
 
-Both time several contestants in turn (`rounds`) and can put transformers' Llama beside a model of ours (`peers`).
+Both time several contestants round by round (`rounds`) and can compare our model with transformers' Llama (`peers`).
 """

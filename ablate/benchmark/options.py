@@ -1,4 +1,4 @@
-"""What both benchmarks check in the same way: options that take one value or a list of values."""
+"""Options that take one value or a list of values, as both benchmarks check them."""
 
 from collections.abc import Callable
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""Another implementation of the same architecture, to compare with: transformers' LlamaForCausalLM."""
+"""transformers' LlamaForCausalLM: another implementation of the same architecture, to compare with."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from ablate.model.decoder import Decoder
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-# What Llama has on each axis, sizes aside: axis -> option -> the values that it can have.
+# What Llama has on each axis, except sizes: axis -> option -> the valid values.
 _LLAMA = {
     "norm": {"name": ["rmsnorm"], "bias": [False]},
     "placement": {"name": ["pre"], "residual_scale": [1.0]},

@@ -1,4 +1,4 @@
-"""Contestants take turns in one process, so that a slow spell of the machine slows all of them alike."""
+"""Runs contestants one after the other in every round, so that a slow moment of the machine slows all of them alike."""
 
 import math
 import statistics
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
-EVERY_S = 5.0  # seconds between two lines of progress where there is no terminal, at least
+EVERY_S = 5.0  # the least seconds between two lines of progress without a terminal
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ def over_rounds(values: Sequence[float]) -> Measured:
 def take_turns(
     contestants: Sequence[Callable[[], T]], rounds: int, announce: Callable[[int, int], None]
 ) -> list[list[T]]:
-    """Calls each contestant once a round; returns, for each, its results of `rounds` rounds.
+    """Calls each contestant once per round; returns, for each, its results of `rounds` rounds.
 
-    A round before these warms up (compilation, caches), and its results are thrown away.
+    An extra first round warms up (compilation, caches); its results are thrown away.
     announce: called before each turn with the number of the round, 0 for the warm-up, and the contestant's index.
     """
     results: list[list[T]] = [[] for _ in contestants]
@@ -64,9 +64,9 @@ def name_of_round(number: int, rounds: int) -> str:
 
 @contextmanager
 def progress(total: int, console: Console) -> Iterator[Callable[[str], None]]:
-    """Gives a function to call, with a text, as each of `total` turns begins.
+    """Yields a function; call it with a text as each of `total` turns begins.
 
-    It moves a bar on a terminal; elsewhere it prints a line, at most one every `EVERY_S` seconds.
+    On a terminal it moves a bar; elsewhere it prints a line, at most one every `EVERY_S` seconds.
     """
     if not console.is_terminal:
         yield _Lines(console, total)
@@ -78,7 +78,7 @@ def progress(total: int, console: Console) -> Iterator[Callable[[str], None]]:
         TimeRemainingColumn(),
     )
     begun = count()
-    # Without auto_refresh no thread draws the bar during a turn, which would slow what is being timed.
+    # auto_refresh would draw the bar from a thread during a turn, and slow what is being timed.
     with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=total)
         yield lambda text: bar.update(task, description=text, completed=next(begun), refresh=True)

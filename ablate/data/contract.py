@@ -1,8 +1,10 @@
-"""The contracts of data: what a corpus gives, and what training reads from it.
+"""The contracts of data: what a corpus provides, and what training reads from it.
 
-A run names its corpus in `data.name`. The corpus opens with the settings of the run, its `Settings`, and is then an
-`Opened`: a tokenizer and two `RowSource`s, one to train on and one to validate on. A corpus of text is a `Source` of
-documents, which are tokenised and packed into rows once and kept on disk.
+`data.name` selects the corpus of a run. Opened with the run's `Settings`, the corpus gives an `Opened`: a tokenizer and
+two `RowSource`s, one to train on and one to validate on. A corpus of text is a `Source` of documents, which are
+tokenised and packed into rows once and kept on disk.
+
+    Source ── documents ──► tokens ──► rows ──► Opened: tokenizer, train, val
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,7 @@ from ablate.data.tokenizer import Tokenizer, check_vocabulary
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings under `data` that every corpus has. A kind of corpus with more of them subclasses this.
+    """The settings under `data` that every corpus has. A kind of corpus with more settings subclasses this.
 
     Raises:
         AblateError: a number is out of range.
@@ -67,7 +69,7 @@ class Source(Protocol):
 
     @property
     def remedy(self) -> str:
-        """What the user can do if the corpus has only one document. It ends the error message."""
+        """What the user can do if the corpus has only one document: the end of the error message."""
 
     def documents(self) -> Iterator[str]:
         """All documents, none of them empty, in the same order each time.
@@ -89,7 +91,7 @@ class RowSource(Protocol):
 
     size: int | None  # number of rows; None: endless
     targets: int  # number of scored targets in the split; 0 if it is endless
-    bytes: int | None  # UTF-8 bytes of the text; None: not text, so accuracy is measured instead of bits per byte
+    bytes: int | None  # UTF-8 bytes of the text; None: not text, and accuracy is measured instead of bits per byte
 
     def __getitem__(self, ids: Sequence[int]) -> dict[str, Tensor | int]:
         """The batch of rows `ids`, `[B]`; an id of -1 gives a row without targets.
@@ -98,15 +100,15 @@ class RowSource(Protocol):
             tokens: `[B, T]` int64.
             targets: `[B, T]` int64, the id to predict at each position; -100 where nothing is scored.
             positions: `[B, T]` int64, the position of each token in its document, or in its row.
-            documents: `[B, T]` int32, the document of each token; -1 on padding. Only with the document mask.
-            max_documents: optional, with `documents`: an upper bound on the documents in a row, padding counted as
+            documents: only with the document mask; `[B, T]` int32, the document of each token; -1 on padding.
+            max_documents: optional, with `documents`: an upper bound on the documents in a row; padding counts as
                 one. Without it a GPU kernel has to wait for the count.
         """
 
     def pieces(self, rows: int | None = None) -> dict[int, int]:
-        """`{length: count}` of the spans that attention does not cross, in the first `rows` rows (None: in all).
+        """`{length: count}` of the spans that attention does not cross, in the first `rows` rows (None: all rows).
 
-        Padding counts as a span, so that the lengths add up to rows x context. An endless split describes one row.
+        Padding counts as a span, so the lengths add up to rows x context. An endless split describes a single row.
         """
 
 
@@ -122,11 +124,11 @@ class Opened(Protocol):
         """Numbers about the corpus, for the summary of a run."""
 
     def describe(self) -> str:
-        """The most important of them in one line, for the terminal."""
+        """The most important of these numbers in one line, for the terminal."""
 
     def require(self, batch_size: int) -> None:
-        """Checks that there is enough data for one batch.
+        """Checks that the train split holds enough data for one batch of `batch_size` rows.
 
         Raises:
-            AblateError: there is not.
+            AblateError: it holds less.
         """

@@ -54,7 +54,7 @@ class Corpus:
         raise NotImplementedError
 
     def open(self, settings: TextSettings, seed: int, cache_dir: Path) -> Prepared:
-        """The corpus as packed rows; prepares it in `cache_dir` the first time. The seed changes nothing.
+        """The corpus as packed rows; prepares it in `cache_dir` the first time. `seed` has no effect.
 
         Raises:
             AblateError: see `prepare`.
@@ -63,9 +63,9 @@ class Corpus:
 
 
 def hash_files(files: Iterable[Path], root: Path, *options: object) -> str:
-    """SHA-256 (hex) of `options` and of the names below `root` and the contents of `files`.
+    """SHA-256 (hex) of `options` and of the contents of `files` and their names relative to `root`.
 
-    The location of `root` and timestamps do not count, so a copy has the same hash.
+    The location of `root` and timestamps do not count, so a copy of the files has the same hash.
 
     Raises:
         AblateError: a file cannot be read.

@@ -20,12 +20,12 @@ class Hub(Corpus):
 
     path: the name or folder.
     subset: a configuration of the dataset.
-    split: the split to read; ours are made from it.
+    split: the split to read; the train and validation splits of the run are made from it.
     field: the field with the text.
-    revision: a commit, tag or branch. With it a corpus that is already prepared opens without a network; without it
-        every start asks the hub for the newest revision.
+    revision: a commit, tag or branch. With it, a prepared corpus opens without a network; without it, every start asks
+        the hub for the newest revision.
     streaming: read from the network, without a copy of the whole dataset on disk.
-    max_documents: read only the first ones.
+    max_documents: read only the first `max_documents` documents.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Hub(Corpus):
                 if self.field not in dataset.column_names:
                     valid = did_you_mean(self.field, dataset.column_names)
                     raise AblateError(f"data.field: no field '{self.field}' in {self.path}{valid}")
-                dataset = dataset.select_columns([self.field])  # images and the like are then not decoded
+                dataset = dataset.select_columns([self.field])  # so that images in other fields are not decoded
             for index, row in enumerate(dataset):
                 yield text_of(row, self.field, f"{self.path}[{index}]")
 

@@ -1,4 +1,4 @@
-"""Using Hugging Face libraries: the hub or its cache, and quiet errors."""
+"""Helpers for Hugging Face libraries: work without the hub, and silence logged errors."""
 
 import logging
 import urllib.error
@@ -6,14 +6,14 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-TIMEOUT = 5  # seconds that the hub has to answer
+TIMEOUT = 5  # seconds to wait for the hub's answer
 
 
 @contextmanager
 def hub_or_cache() -> Iterator[bool]:
-    """Lets Hugging Face libraries use the hub if it answers (yields True), and only their cache if it does not.
+    """Lets Hugging Face libraries use the hub if it answers (yields True), else only their cache (yields False).
 
-    Without this they try an unreachable hub again and again, half a minute for each request.
+    Without this the libraries try an unreachable hub again and again, half a minute for each request.
     """
     import datasets
     from huggingface_hub import constants

@@ -7,13 +7,18 @@ from torch.utils.data import Sampler
 
 
 class StepOrder(Sampler[list[int]]):
-    """Endless batches of row ids, as a function of (seed, step) alone.
+    """Endless batches of row ids. They depend only on (seed, step).
 
-    The order is one permutation of all rows per epoch, drawn from (seed, epoch), one after the other. Micro-batch n
-    takes the n-th `batch_size * world` places of that order, and rank r the r-th slice of them. So a resumed run begins
-    at `start` and replays nothing, and two ranks with batches of b see what one process sees with batches of 2b.
+    Each epoch is a permutation of all rows, drawn from (seed, epoch); the order is one epoch after the other.
+    Micro-batch n takes the n-th `batch_size * world` places of that order, and rank r the r-th slice of them. So a
+    resumed run begins at `start` and replays nothing, and two ranks with batches of b see what one process sees with
+    batches of 2b.
 
-    rows: None: the rows are endless, and are taken in their own order.
+        place          0 1 | 2 3 | 4 5 | 6 7      batch_size 2, world 2
+        micro-batch     0     0     1     1
+        rank            0     1     0     1
+
+    rows: the number of rows; None: endless rows, in the order of their ids.
     """
 
     def __init__(self, rows: int | None, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1):

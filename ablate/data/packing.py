@@ -23,8 +23,8 @@ class Packing:
     """
 
     row_start: np.ndarray  # [R + 1]
-    document: np.ndarray  # [S], which document a piece is of
-    offset: np.ndarray  # [S], where in the document it begins
+    document: np.ndarray  # [S], the document that the piece comes from
+    offset: np.ndarray  # [S], where the piece begins in its document
     length: np.ndarray  # [S]
     context: int
     dropped: int  # pairs that are in no row
@@ -92,7 +92,7 @@ class Padded:
 class BestFit:
     """Best-fit decreasing (Ding et al. 2024, "Fewer truncations"): only a document longer than the context is cut.
 
-    It fills rows of its own; its remainder and the shorter documents share the other rows.
+    A long document first fills whole rows; its remainder and the shorter documents share the other rows.
     """
 
     def __call__(self, lengths: np.ndarray, context: int) -> Packing:

@@ -20,7 +20,7 @@ from ablate.files import read_json, sync, workspace
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared corpus, as `Opened`."""
+    """A prepared corpus: an `Opened`."""
 
     tokenizer: Tokenizer
     fingerprint: str  # SHA-256 of the source, the tokenizer and the split
@@ -30,7 +30,7 @@ class Prepared:
     packing: str
 
     def report(self) -> dict[str, float]:
-        """Numbers for a log. A token is an (input, target) pair: those of each document, and one for its end."""
+        """Numbers for a log. A token is an (input, target) pair; a document of n token ids has n + 1."""
         numbers: dict[str, float] = {"vocabulary": len(self.tokenizer)}
         for name, rows in (("train", self.train), ("val", self.val)):
             numbers |= {
@@ -66,9 +66,9 @@ class Prepared:
 def prepare(source: Source, settings: TextSettings, cache_dir: Path, show_progress: bool = True) -> Prepared:
     """Opens the prepared corpus in `cache_dir`; prepares it first if it is not there.
 
-    A document's split follows from a hash of its text. Without `settings.tokenizer`, a byte-level BPE of
-    `settings.vocab_size` tokens is trained on the train split. Validation always uses best-fit packing, the document
-    mask and restarting positions, however training rows are made: each target is scored once, in its own document.
+    A hash of a document's text decides its split. Without `settings.tokenizer`, a byte-level BPE of
+    `settings.vocab_size` tokens is trained on the train split. Whatever the settings of training rows, validation uses
+    best-fit packing, the document mask and restarting positions: each target is scored once, in its own document.
 
     Raises:
         AblateError: the source or the tokenizer cannot be used, or there are too few documents to split.
@@ -106,7 +106,7 @@ def _given_tokenizer(name: str, vocab_size: int) -> Tokenizer:
 
 
 def _move(work: Path, folder: Path) -> None:
-    """Moves a prepared corpus to its place, unless another process was first."""
+    """Moves a prepared corpus to its place, unless another process has already put it there."""
     sync(work)
     try:
         os.rename(work, folder)
@@ -116,7 +116,7 @@ def _move(work: Path, folder: Path) -> None:
 
 
 def _manifest(folder: Path, fingerprint: str) -> dict[str, Any]:
-    """What `manifest.json` says, if the folder is complete.
+    """The content of `manifest.json`, if the folder is complete.
 
     Raises:
         AblateError: it is damaged, or belongs to another corpus.
@@ -136,7 +136,7 @@ def _manifest(folder: Path, fingerprint: str) -> dict[str, Any]:
 def _split(
     folder: Path, split: str, dtype: str, packer: str, context: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Packing]:
-    """A split as `PackedRows` takes it: stream, starts, bytes of each document, packing.
+    """The arguments of `PackedRows` for a split: stream, starts, bytes of each document, packing.
 
     The packing is computed the first time and kept in the folder.
     """

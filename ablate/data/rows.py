@@ -13,7 +13,7 @@ IGNORE = -100  # the target of a position that is not scored, as in torch's cros
 
 
 class PackedRows(Dataset):
-    """The rows of a split, as `RowSource`: reads a whole batch at a time from the token stream.
+    """The rows of a split: a `RowSource` that reads a whole batch at a time from the token stream.
 
     Use it with `DataLoader(rows, batch_size=None, sampler=...)` and a sampler that yields lists of row ids.
 
@@ -78,7 +78,7 @@ class PackedRows(Dataset):
         ordinal = _ranges(count)
         piece = np.repeat(first, count) + ordinal
         length = self.plan.length[piece]
-        start = np.cumsum(length) - length  # of each piece, counted without padding
+        start = np.cumsum(length) - length  # where each piece begins, not counting padding
         row_first = np.cumsum(count) - count
         row = np.repeat(np.arange(batch), count)
         place = row * self.context + start - start[row_first[row]]

@@ -38,7 +38,7 @@ class Stdlib(Corpus):
         for file in self.files():
             try:
                 source = file.read_bytes().decode("utf-8")
-            except UnicodeDecodeError:  # few modules have an older encoding
+            except UnicodeDecodeError:  # a few modules have an older encoding
                 continue
             for document in [source] if self.unit == "module" else definitions(source):
                 if document.strip():

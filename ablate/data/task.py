@@ -16,7 +16,7 @@ from ablate.data.rows import IGNORE, pieces_of
 from ablate.data.tokenizer import Tokenizer
 from ablate.errors import AblateError
 
-FORMAT = 1  # of the rows; a new number says that the same options now draw other rows
+FORMAT = 1  # version of the rows; raise it when the same options draw other rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class TaskSettings(Settings):
 class Task:
     """A corpus of symbols: the ids 0 to symbols - 1, then the end-of-text token, which begins every document.
 
-    A subclass defines how a row is drawn: `numbers` and `draw`. Its attributes make up the fingerprint, so they must be
-    all that the rows depend on. Row n is a function of (seed, n) alone, whatever the batch size and the earlier rows.
+    A subclass defines how a row is drawn: `numbers` and `draw`. Its attributes make up the fingerprint, so its rows may
+    depend on nothing else. Row n depends only on (seed, n), not on the batch size or on earlier rows.
 
     Raises:
         AblateError: fewer than two symbols.
@@ -104,7 +104,7 @@ class Task:
 
 
 class TaskRows(Dataset):
-    """The rows of a split, as `RowSource`. `size`: number of rows; None: endless."""
+    """The rows of a split: a `RowSource`. `size`: number of rows; None: endless."""
 
     bytes = None  # not text
 
@@ -128,7 +128,7 @@ class TaskRows(Dataset):
         }
 
     def pieces(self, rows: int | None = None) -> dict[int, int]:
-        """`{length: count}` of the spans of one row; all rows have the same."""
+        """`{length: count}` of the spans of one row; all rows have the same spans."""
         return {self.context: 1} if self.documents is None else pieces_of(self.documents[None])
 
     def _chance(self, ids: np.ndarray) -> np.ndarray:
@@ -141,7 +141,7 @@ class TaskRows(Dataset):
 
 @dataclass(frozen=True)
 class Drawn:
-    """A task that is ready for training, as `Opened`."""
+    """A task that is ready for training: an `Opened`."""
 
     task: Task
     tokenizer: Tokenizer

@@ -1,4 +1,4 @@
-"""The diagnostic tasks. For each the best possible accuracy is known."""
+"""The diagnostic tasks. The best possible accuracy of each is known."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from ablate.data.rows import IGNORE
 from ablate.data.task import Task, TaskSettings
 from ablate.errors import AblateError
 
-POWER = 0.01  # `power_a` of Zoology's experiments: the gaps before the queries of `recall`
+POWER = 0.01  # `power_a` in Zoology's experiments: how the gaps before the queries of `recall` are distributed
 
 
 def integers(chance: np.ndarray, below: int) -> np.ndarray:
@@ -19,7 +19,7 @@ def integers(chance: np.ndarray, below: int) -> np.ndarray:
 
 
 def unscored(tokens: np.ndarray) -> np.ndarray:
-    """Targets for `tokens`, `[B, T]`, none of them scored."""
+    """Targets `[B, T]` for `tokens` `[B, T]`, none of them scored."""
     return np.full_like(tokens, IGNORE)
 
 
@@ -27,7 +27,7 @@ def unscored(tokens: np.ndarray) -> np.ndarray:
 class Copy(Task):
     """Random symbols; at each position the target is the symbol `distance` tokens before it.
 
-    A model that reaches less far back than `distance` cannot do better than chance.
+    A model with a reach shorter than `distance` cannot do better than chance.
 
     symbols: number of symbols.
     distance: tokens from the query back to the answer.
@@ -61,9 +61,9 @@ class Recall(Task):
     each key once more, as a query whose target is the value.
 
     The lower half of the symbols are keys, the others are values; no key and no value is in two pairs of a row.
-    Queries are at even distances from the end of the pairs, most of them near: the probability of gap g is
-    proportional to g^(0.01 - 1). Random values fill the places between (in the paper: random symbols), so that a key
-    occurs exactly twice.
+    Queries are at even distances from the end of the pairs, most of them near it: the probability of gap g is
+    proportional to g^(0.01 - 1). Random values fill the places between the queries (in the paper: random symbols), so
+    that a key occurs exactly twice.
 
     symbols: number of symbols, keys and values together.
     pairs: pairs of key and value in a row.
@@ -89,11 +89,11 @@ class Recall(Task):
             )
 
     def _gaps(self, context: int) -> int:
-        """How many places there are for queries: every other one after the pairs."""
+        """The number of places for queries: every other place after the pairs."""
         return (context - 2 * self.pairs) // 2
 
     def _filler(self, context: int) -> int:
-        """How many places there are after the pairs."""
+        """The number of places after the pairs."""
         return context - 1 - 2 * self.pairs
 
     def numbers(self, context: int) -> int:
@@ -120,11 +120,11 @@ class Recall(Task):
 
 @CORPORA.register("induction")
 class Induction(Task):
-    """A random segment, repeated (Olsson et al. 2022, "repeated random tokens"); from its second time on, the target is
+    """A random segment, repeated (Olsson et al. 2022, "repeated random tokens"); from the second copy on, the target is
     the next symbol: ... A B ... A -> B.
 
-    No symbol is in a segment twice. The length of the segment differs from row to row, so that a model has to find the
-    answer by the symbol and not by the distance.
+    No symbol occurs twice in a segment. The length of the segment differs from row to row, so that a model has to find
+    the answer by symbol, not by distance.
 
     symbols: number of symbols.
     shortest: the smallest length of a segment.
@@ -136,14 +136,14 @@ class Induction(Task):
         if not 1 <= shortest <= longest:
             raise AblateError(f"data.shortest={shortest}: expected 1 to data.longest={longest}")
         if longest > symbols:
-            raise AblateError(f"data.longest={longest}: no symbol is in a segment twice, and data.symbols={symbols}")
+            raise AblateError(f"data.longest={longest}: a segment repeats no symbol, and data.symbols={symbols}")
         self.shortest, self.longest = shortest, longest
 
     def check(self, context: int) -> None:
         if self.longest > context - 2:
             raise AblateError(
-                f"data.longest={self.longest}: to come twice in a context of {context} tokens a segment can have "
-                f"{context - 2} at most; lower it or raise model.context"
+                f"data.longest={self.longest}: expected at most {context - 2}, so that a segment repeats in a context "
+                f"of {context} tokens; lower it or raise model.context"
             )
 
     def numbers(self, context: int) -> int:
@@ -169,9 +169,10 @@ class LeakSettings(TaskSettings):
 
 @CORPORA.register("leak")
 class Leak(Task):
-    """A random document and the same one again, packed into a row; the targets are the symbols of the second.
+    """A row packs two copies of one random document; the targets are the symbols of the second copy.
 
-    A model that attends to the first document can copy it; within the second, no answer is better than chance.
+    A model that attends to the first copy can repeat it; for one that sees only the second, no answer is better than
+    chance.
 
     symbols: number of symbols.
     """

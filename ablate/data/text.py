@@ -22,7 +22,7 @@ class Text(Corpus):
 
     path: the file or folder.
     field: the field with the text in a record of .jsonl, .ndjson, .json, .csv and .parquet.
-    documents: whether a plain text file is one document, or each of its paragraphs (between blank lines) or lines is.
+    documents: what a document is in plain text: a `file`, a `paragraph` (between blank lines) or a `line`.
     """
 
     def __init__(self, *, path: str, field: str = "text", documents: Literal["file", "paragraph", "line"] = "file"):
@@ -98,7 +98,7 @@ class Text(Corpus):
 
         if file.stat().st_size == 0:
             return
-        # Else pandas reads a CSV cell such as "null" as a missing value.
+        # Otherwise pandas reads a CSV cell such as "null" as a missing value.
         reading = {"keep_default_na": False} if kind == "csv" else {}
         data_files = escape(str(file.absolute()))
         try:
@@ -114,7 +114,7 @@ class Text(Corpus):
 
 
 def text_of(record: Any, field: str, where: str) -> str:
-    """The text in the field `field` of `record`; null is an empty text. `where` names the record in errors.
+    """The text in the field `field` of `record`; null gives an empty text. Errors name the record `where`.
 
     Raises:
         AblateError: `record` is not an object, lacks the field, or has something other than text in it.

@@ -13,9 +13,9 @@ from ablate.data.tokenizer import Tokenizer
 from ablate.errors import AblateError
 from ablate.files import write_json
 
-FORMAT = 1  # of the prepared folder; with a new number every corpus is prepared again
+FORMAT = 1  # version of the prepared folder; with a new number every corpus is prepared again
 SPLITS = ("train", "val")
-BATCH_BYTES = 4 << 20  # of text that is tokenised at once
+BATCH_BYTES = 4 << 20  # bytes of text that are tokenised at once
 
 
 def write(
@@ -28,7 +28,7 @@ def write(
 ) -> None:
     """Prepares `source` in the new folder `work / "corpus"`, with `tokenizer` or one trained on its train split.
 
-    The source is read once, as it may be a stream from the network, into one file of text. Training the tokenizer and
+    The source may be a stream from the network, so it is read once, into one file of text. Training the tokenizer and
     tokenising read that file.
 
     Raises:
@@ -71,7 +71,7 @@ def write(
 def _tokenise(
     spool: "_Spool", in_val: np.ndarray, tokenizer: Tokenizer, dtype: np.dtype, out: Path, show_progress: bool
 ) -> list[np.ndarray]:
-    """Writes the token streams; returns how many (input, target) pairs each document of train and of val has."""
+    """Writes the token streams; returns the number of (input, target) pairs of each document, for train and for val."""
     pairs = [array("q"), array("q")]
     with (out / "train.bin").open("wb") as train, (out / "val.bin").open("wb") as val:
         files = (train, val)
@@ -107,9 +107,9 @@ class _Spool:
 
 
 def _split(hashes: array, val_fraction: float, remedy: str) -> np.ndarray:
-    """Which documents are for validation, `[D]` bool: hashes in the lowest `val_fraction` of their range.
+    """Which documents are for validation, `[D]` bool: those with a hash in the lowest `val_fraction` of its range.
 
-    If no hash is, validation gets the document with the lowest; if all are, training gets the one with the highest.
+    If no document is, validation gets the one with the lowest hash; if all are, training gets the one with the highest.
 
     Raises:
         AblateError: there are not two different documents.

@@ -17,8 +17,8 @@ SMALLEST = 257  # vocabulary: every byte, and the end of text
 class Tokenizer:
     """A `tokenizers.Tokenizer` that maps text to ids and back, and neither truncates, pads nor adds tokens.
 
-    `eot` is the id of the end-of-text token. It stands before every document and after the last one. Text that
-    contains the token's name is encoded as ordinary text.
+    `eot` is the id of the end-of-text token. It comes before every document and after the last one. Text that contains
+    the token's name is encoded as ordinary text.
 
     Raises:
         AblateError: it has no end-of-text token with one of the usual names.
@@ -43,12 +43,12 @@ class Tokenizer:
         """The ids of `text`.
 
         Raises:
-            AblateError: the vocabulary consists of words, and the text has others.
+            AblateError: the vocabulary consists of words, and the text contains others.
         """
         try:
             return self.backend.encode(text, add_special_tokens=False).ids
         except Exception as error:  # the library raises plain Exception
-            raise AblateError(f"{text!r} is not in the vocabulary; this tokenizer knows {self._known()}") from error
+            raise AblateError(f"{text!r} is not in the vocabulary; this tokenizer has {self._known()}") from error
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
@@ -140,7 +140,7 @@ class Tokenizer:
 
     @classmethod
     def of_symbols(cls, count: int) -> "Tokenizer":
-        """The words "0" to `count - 1`, separated by spaces, each with its number as id; then the end of text."""
+        """The words "0" to `count - 1`, separated by spaces. The id of a word is its number; eot is `count`."""
         from tokenizers import Tokenizer as Backend
         from tokenizers import decoders, models, pre_tokenizers
 

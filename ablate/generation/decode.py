@@ -1,9 +1,9 @@
 """The decoding loop: prompts in, new tokens out one at a time, with the KV cache or without it.
 
     prompts ── prefill, in chunks ── logits of each row's last token ── choose ─┬─ ids [B]
-                                          one token a row, one pass ────────────┘
+                                          one token per row, one pass ──────────┘
 
-Without the cache every step computes the whole sequence again. That is slow, and shows that the cache is right.
+Without the cache every step computes the whole sequence again. That is slow, but it checks the cache.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,7 +45,7 @@ def generate_tokens(
 def stream_tokens(
     model: "Decoder", prompts: Sequence[Sequence[int]] | Tensor, max_new_tokens: int = 64, **options: Any
 ) -> Iterator[Tensor]:
-    """New token ids as they come: one tensor `[B]` a step, on the model's device, at most `max_new_tokens` of them.
+    """New token ids as they are chosen: one tensor `[B]` per step, on the model's device, at most `max_new_tokens`.
 
     prompts: rows of token ids, which may differ in length, or a tensor `[B, T]`.
     options: those of `GenerationOptions`, by name. A row that has produced `stop` repeats it, and the stream ends
@@ -67,7 +67,7 @@ def stream_tokens(
 
 @torch.inference_mode()
 def _steps(model: "Decoder", rows: list[list[int]], options: GenerationOptions) -> Iterator[Tensor]:
-    """The loop. Nothing in it makes the host wait for a GPU, except looking whether all rows have stopped."""
+    """The loop. Nothing in it makes the host wait for a GPU, except the check whether all rows have stopped."""
     device, sampling, stop = model.embedding.weight.device, options.sampling, options.stop
     generator = seeded(device, options.seed)
     stopped = torch.zeros(len(rows), dtype=torch.bool, device=device)
@@ -136,7 +136,7 @@ class _Uncached:
         tokens, documents = self.batch.tokens[:, : self.longest], self.batch.documents
         if documents is not None:
             documents = documents[:, : self.longest]
-        # Two documents at most: a prompt, and its padding. Without the number the varlen kernel waits for the GPU.
+        # At most two documents: a prompt and its padding. Without max_documents the varlen kernel waits for the GPU.
         hidden = self.model.hidden(tokens, documents=documents, max_documents=2)
         return self.model.logits(_at(hidden, self.lengths - 1))
 

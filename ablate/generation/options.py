@@ -15,12 +15,12 @@ class GenerationOptions:
     max_new_tokens: the most tokens that are generated for a row.
     sampling: how each token is chosen.
     use_cache: false computes the whole sequence again for every token.
-    prefill_chunk: the most tokens of a prompt in one forward pass, which bounds the memory of its activations;
-        null: the whole prompt in one pass.
+    prefill_chunk: the most tokens of a prompt in one forward pass; limits the memory of its activations. null: the
+        whole prompt in one pass.
     compile: runs decoding steps through torch.compile, and on a GPU the prompts' pass too. Steps get faster, after a
         compilation of tens of seconds. The cache length is rounded up to a power of two, so that other prompts reuse
-        what is compiled.
-    seed: of the random generator that draws the tokens.
+        the compiled code.
+    seed: the seed of the random generator that draws the tokens.
     stop: the token id that ends a row; null: none.
 
     Raises:
@@ -55,7 +55,7 @@ class GenerationOptions:
 
 
 def gathered(options: dict[str, Any]) -> dict[str, Any]:
-    """Keywords in which those of `Sampling` are replaced by one, `sampling`. Greedy by default."""
+    """Keywords `options` with those of `Sampling` replaced by one, `sampling`. Greedy by default."""
     names = {field.name for field in fields(Sampling)} & options.keys()
     sampling = Sampling(**{"temperature": 0.0, **{name: options[name] for name in names}})
     return dict(sampling=sampling, **{name: value for name, value in options.items() if name not in names})

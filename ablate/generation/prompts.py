@@ -40,7 +40,7 @@ def _listed(value):
 def _checked_row(number: int, row: object, vocab_size: int) -> list[int]:
     if not isinstance(row, list):
         raise AblateError(
-            f"prompts[{number}] is {_brief(row)}: expected a list of token ids; one prompt alone is [[1, 2, 3]], "
+            f"prompts[{number}] is {_brief(row)}: expected a list of token ids; a single prompt is [[1, 2, 3]], "
             "a tensor has shape [batch, tokens]"
         )
     if not row:
@@ -80,7 +80,7 @@ def check_length(model: "Decoder", rows: list[list[int]], max_new_tokens: int, u
         )
     check_generation_memory(model, len(rows), total, use_cache)
     if total > context:
-        # The prompt is not named: Python then shows the warning once, not once a prompt.
+        # The text does not name the prompt: Python then shows the warning once, not once per prompt.
         warn(f"max_new_tokens={max_new_tokens} leads beyond the {context} tokens of this model's training context")
 
 
@@ -91,14 +91,14 @@ def check_generation_memory(model: "Decoder", rows: int, tokens: int, use_cache:
     """
     weight = model.embedding.weight
     cuda = weight.device.type == "cuda"
-    there = torch.cuda.get_device_properties(weight.device).total_memory if cuda else machine_memory()
+    available = torch.cuda.get_device_properties(weight.device).total_memory if cuda else machine_memory()
     needed = 8 * rows * tokens  # bytes of the ids
-    if use_cache and needed <= there:
+    if use_cache and needed <= available:
         needed = rows * model.cache_bytes(tokens)
-    if needed > there:
+    if needed > available:
         raise AblateError(
-            f"max_new_tokens: {rows} x {tokens:,} tokens take {needed / 2**30:,.0f} GiB, and there are "
-            f"{there / 2**30:,.0f}: lower it"
+            f"max_new_tokens: {rows} x {tokens:,} tokens take {needed / 2**30:,.0f} GiB, but the device has "
+            f"{available / 2**30:,.0f}: lower it"
         )
 
 
@@ -109,7 +109,7 @@ class Batch:
     tokens: `[B, longest + spare]`, 0 on padding.
     lengths: `[B]`, the number of real tokens of each row.
     longest: the largest of them, known to the host.
-    documents: `[B, longest + spare]`, 0 on real tokens and -1 on padding; None where all prompts are equally long.
+    documents: `[B, longest + spare]`, 0 on real tokens and -1 on padding; None if all prompts have the same length.
     """
 
     tokens: Tensor
@@ -131,7 +131,7 @@ class Batch:
         return cls(tokens, lengths, longest, documents)
 
     def seen(self, vocab_size: int) -> Tensor:
-        """`[B, V]`, True for the tokens that a row holds; padding does not count."""
+        """`[B, V]` bool, True for the tokens that a row holds; padding does not count."""
         padding = torch.arange(self.tokens.shape[1], device=self.tokens.device) >= self.lengths.unsqueeze(1)
         seen = self.tokens.new_zeros(len(self.tokens), vocab_size + 1, dtype=torch.bool)
         return seen.scatter_(1, self.tokens.masked_fill(padding, vocab_size), True)[:, :vocab_size]

@@ -14,15 +14,16 @@ from ablate.errors import warn
 class Sampling:
     """How the next token is chosen. The options apply in this order, each to the result of the one before.
 
-    repetition_penalty: divides the positive logits of tokens that the row already holds, its prompt included, and
-        multiplies their negative ones (Keskar et al. 2019, CTRL; negative logits as in transformers). 1: no penalty.
+    repetition_penalty: divides the positive logits of tokens that the row, including its prompt, already holds, and
+        multiplies their negative logits (Keskar et al. 2019, CTRL; negative logits as in transformers). 1: no penalty.
     temperature: divides the logits; 0 takes the most probable token (greedy).
     top_k: keeps the k most probable tokens (Fan et al. 2018). None: all.
     top_p: keeps the fewest tokens whose probabilities add up to p (Holtzman et al. 2020). None: all.
-    min_p: keeps tokens at least this times as probable as the most probable one (Nguyen et al. 2024). None: all.
+    min_p: keeps tokens with at least `min_p` times the probability of the most probable one (Nguyen et al. 2024).
+        None: all.
 
     Raises:
-        AblateError: a value out of its range.
+        AblateError: a value out of range.
     """
 
     temperature: float = 1.0
@@ -53,14 +54,14 @@ def seeded(device: torch.device, seed: int) -> torch.Generator:
 def choose(
     logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None, seen: Tensor | None = None
 ) -> Tensor:
-    """Logits `[B, V]`, of any float type -> one token id a row, `[B]`. Computes in fp32; never waits for the device.
+    """Logits `[B, V]`, of any float type -> one token id per row, `[B]`. Computes in fp32; never waits for the device.
 
     generator: of random numbers, on the device of the logits; a greedy choice needs none.
     seen: `[B, V]`, True for the tokens that a row already holds: `repetition_penalty` applies to them.
 
     A greedy choice depends on its own row only. One generator draws for all rows, so a sampled choice depends on the
-    whole batch: the same seed gives the same ids for the same batch on the same machine, and other ids for one of its
-    rows alone.
+    whole batch: the same seed gives the same ids for the same batch on the same machine, but other ids for a single row
+    of it.
     """
     logits = logits.float()
     if seen is not None:
@@ -79,8 +80,8 @@ def choose(
 def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
     """Logits `[B, V]` -> the logits `[B, C]` and token ids `[B, C]` of the C candidates, most probable first.
 
-    Applies temperature, top-k, top-p and min-p. A token that may not be drawn has the logit -inf. Where all tokens
-    are candidates, in the order of their ids, None stands for the ids.
+    Applies temperature, top-k, top-p and min-p. A token that may not be drawn has the logit -inf. Without top-k and
+    top-p all tokens are candidates, in the order of their ids; then the ids are None.
     """
     # The largest logit is subtracted first: a tiny temperature then gives 0 and -inf, never inf - inf.
     logits = (logits - logits.amax(-1, keepdim=True)) / max(sampling.temperature, 1e-30)

@@ -1,6 +1,6 @@
 """One decoding step: ids `[B]` -> logits `[B, V]`.
 
-    eager       a CPU, by default: attention reads the slots of the cache that are in use
+    eager       on a CPU, by default: attention reads the slots of the cache that are in use
     compiled    with compile=true: by torch.compile
     captured    on a GPU: recorded once as a CUDA graph, then replayed; with compile=true it is compiled first
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ablate.model.decoder import Decoder
 
 FIRST_SPAN = 256
-WARM_UP = 3  # runs before the one that is captured: libraries choose their kernels and allocate in them
+WARM_UP = 3  # runs before the captured one, in which libraries choose kernels and allocate memory
 
 Run = Callable[[], Tensor]
 Capture = Callable[[Run, Callable[[], None]], Run]
@@ -43,8 +43,8 @@ def steps(model: "Decoder", batch: int, tokens: int, compile: bool = False) -> I
     """A `Step` with an empty cache for `batch` rows of up to `tokens` tokens.
 
     The cache of a compiled or captured step is as long as its last span, so that other prompts need the same shapes.
-    A captured step is kept with its model, one a model: the next caller with the same number of rows and the same
-    cache length gets it again, unless the weights have moved in memory.
+    Each model keeps its last captured step: the next caller with the same number of rows and the same cache length
+    gets it again, unless the weights have moved in memory.
     """
     captured = capture_on(model.embedding.weight.device) is not None
     length = span_of(tokens) if compile or captured else tokens
@@ -52,7 +52,7 @@ def steps(model: "Decoder", batch: int, tokens: int, compile: bool = False) -> I
         yield Step(model, model.new_cache(batch, length), compile)
         return
     key = (batch, length, compile, _addresses(model))
-    kept, step = _kept.pop(model, (None, None))  # taken out: a second stream of this model must not share its cache
+    kept, step = _kept.pop(model, (None, None))  # removed: a second stream of this model must not share its cache
     if kept != key:
         step = Step(model, model.new_cache(batch, length), compile)
     step.cache.clear()
@@ -71,14 +71,14 @@ def forget() -> None:
 
 
 def _addresses(model: "Decoder") -> list[tuple[int, torch.dtype]]:
-    """Where the weights lie in memory, and their types: a CUDA graph reads them at these addresses."""
+    """The addresses and types of the weights. A CUDA graph reads the weights at these addresses."""
     return [(tensor.data_ptr(), tensor.dtype) for tensor in (*model.parameters(), *model.buffers())]
 
 
 class Step:
     """Decoding steps of one model with one cache.
 
-    compile: runs them through torch.compile; the first step takes long, and so does one with new shapes.
+    compile: runs them through torch.compile; the first step with new shapes takes long.
     """
 
     def __init__(self, model: "Decoder", cache: "Cache", compile: bool = False):
@@ -103,7 +103,7 @@ class Step:
 
     def _compiled(self, ids: Tensor) -> Tensor:
         span = self.cache.span
-        # The checks before compiled code take about as long as a small model's step: once a span is enough.
+        # The checks before compiled code take about as long as a small model's step: once per span is enough.
         with torch.compiler.set_stance("default", skip_guard_eval_unsafe=span in self._checked):
             logits = self._decode(self._model(), ids, self.cache)
         self._checked.add(span)
@@ -125,15 +125,14 @@ class Step:
 
 
 def capture_on(device: torch.device) -> Capture | None:
-    """How a step is captured on a device; None: it is not."""
+    """The function that captures a step on a device; None: steps are not captured there."""
     return cuda_graph if device.type == "cuda" else None
 
 
 def cuda_graph(run: Run, undo: Callable[[], None]) -> Run:
     """Captures `run` as a CUDA graph. Returns the function that replays it, with the same tensor as result each time.
 
-    `run` is called a few times before it is captured, and `undo` after each of these. The capture itself computes
-    nothing.
+    Before the capture, `run` is called a few times, and `undo` after each call. The capture itself computes nothing.
     """
     here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
     aside.wait_stream(here)
@@ -176,7 +175,8 @@ def compiled(function: Callable, dynamic: bool, in_cpp: bool = False) -> Callabl
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # sizes of batch and cache
+    # Each size of batch and cache is one compilation.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     options = {"cpp_wrapper": True} if in_cpp else None
     fast = torch.compile(function, fullgraph=not dynamic, dynamic=dynamic, options=options)
 

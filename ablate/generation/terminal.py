@@ -24,7 +24,7 @@ def read_prompts(path: str | Path) -> list[str]:
         raise AblateError(f"prompts={path}: not UTF-8 text (byte offset {error.start}); convert it") from error
     prompts = [(number, line) for number, line in enumerate(lines, start=1) if line]
     if not prompts:
-        raise AblateError(f"prompts={path}: no prompt in it; write one a line")
+        raise AblateError(f"prompts={path}: no prompt in it; write one per line")
     if path.suffix.lower() == ".jsonl":
         return [_prompt_of(line, f"prompts={path}:{number}") for number, line in prompts]
     return [line for _, line in prompts]
@@ -34,7 +34,7 @@ def _prompt_of(line: str, where: str) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise AblateError(f"{where}: broken JSON; mend or remove it") from error
+        raise AblateError(f"{where}: broken JSON; repair or remove it") from error
     prompt = record.get("prompt") if isinstance(record, dict) else None
     if not isinstance(prompt, str) or not prompt:
         raise AblateError(f'{where}: expected an object with a prompt, such as {{"prompt": "def "}}')
@@ -61,7 +61,7 @@ def at_terminal() -> bool:
 
 
 def piped() -> Iterator[str]:
-    """Each line of the standard input that is not empty, as soon as it is there.
+    """Each line of the standard input that is not empty, as soon as it arrives.
 
     Raises:
         AblateError: there is no such line, or the input is not UTF-8 text.
@@ -70,7 +70,7 @@ def piped() -> Iterator[str]:
     for prompt in _typed():
         yield prompt
     if prompt is None:
-        raise AblateError("prompt: needs a value; set prompt=... or prompts=FILE, or write one a line to the input")
+        raise AblateError("prompt: needs a value; set prompt=... or prompts=FILE, or write one per line to the input")
 
 
 def _typed(mark: str = "") -> Iterator[str]:
@@ -88,7 +88,7 @@ def _typed(mark: str = "") -> Iterator[str]:
 def write(texts: Iterable[tuple[str, Iterable[str]]]) -> None:
     """Writes prompts and their continuations to the standard output, piece by piece, with an empty line between texts.
 
-    If the reader of a pipe closes it, the process ends silently, with the exit status of a filter.
+    If the reader closes the pipe, the process ends silently with exit status 141, like other programs in a pipe.
     """
     try:
         for number, (prompt, pieces) in enumerate(texts):
@@ -101,9 +101,9 @@ def write(texts: Iterable[tuple[str, Iterable[str]]]) -> None:
 
 
 def converse(continuation: Callable[[str], Iterable[str]]) -> None:
-    """Continues each line that is typed at the terminal, until Ctrl-D, or Ctrl-C at the prompt.
+    """Continues each line typed at the terminal, until Ctrl-D or Ctrl-C at the prompt.
 
-    A mistake in a line, or Ctrl-C while its text is written, ends this text only.
+    A mistake in a line, or Ctrl-C while its text is written, ends only that text.
     """
     with contextlib.suppress(ImportError):  # some builds of Python lack it
         import readline  # noqa: F401  (gives `input` its line editing)

@@ -50,7 +50,7 @@ def _encoded(tokenizer: "Tokenizer", prompt: str) -> list[int]:
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
-        raise AblateError(f"prompt={prompt!a}: not Unicode text (character {error.start}); mend it") from error
+        raise AblateError(f"prompt={prompt!a}: not Unicode text (character {error.start}); correct it") from error
     ids = tokenizer.encode(prompt)
     if not ids:
         raise AblateError(f"prompt={prompt!r}: the tokenizer has no token for it; give another")
@@ -80,8 +80,8 @@ def _pieces(tokenizer: "Tokenizer", ids: Iterable[int], before: Sequence[int] = 
             yield text[out:final]
             out = final
         if len(window) >= 2 * HELD:
-            # The shorter window may begin inside a character, so its text may begin otherwise. Its end is the same:
-            # count from there.
+            # The shorter window may begin inside a character, so the beginning of its text may differ. The end is the
+            # same: count from there.
             shorter, held = tokenizer.decode(window[-HELD:]), text[out:]
             if shorter.endswith(held):
                 window, text, out = window[-HELD:], shorter, len(shorter) - len(held)

@@ -13,16 +13,16 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "pentagon")
 PATTERNS = ("", "/", "x")  # of bars, once all colours are used
 GREY, FAINT = "#808080", "rgba(128, 128, 128, 0.3)"
-LABELS = 6  # of an axis, at most: a telephone has no room for more
+LABELS = 6  # the most labels on an axis: a phone has no room for more
 
 
 @dataclass(frozen=True)
 class Plot:
     """One plot of the page.
 
-    figure: None if too little was measured; the caption then says so.
-    choices: the reader picks one of them. A trace's `meta` is the number of the choice that shows it, None for all.
-    The layout's `meta`, if any, lists what each choice changes in the layout.
+    figure: None if too little was measured; the caption then says why.
+    choices: the reader picks one. A trace's `meta` is the number of the choice that shows it; None: every choice does.
+        The layout's `meta`, if any, lists what each choice changes in the layout.
     """
 
     name: str
@@ -99,7 +99,7 @@ def see_through(colour: str, opacity: float) -> str:
 
 
 def brief(name: str, most: int = 40) -> str:
-    """The name, or only its two ends if it is longer than `most`."""
+    """The name; only its two ends if it has more than `most` characters."""
     name = " ".join(name.split())
     return name if len(name) <= most else f"{name[: most // 2]} … {name[-most // 2 + 3 :]}"
 

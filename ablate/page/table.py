@@ -1,4 +1,4 @@
-"""Tables of figures, for pages and Markdown: a column knows how to make its cell from an item."""
+"""Tables of figures, for pages and Markdown: a column makes its cell from an item."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Column(Generic[T]):
 
 
 def filled(columns: Iterable[Column[T]], items: Iterable[T]) -> tuple[list[str], list[list[Cell]]]:
-    """Titles, and a row of cells for each item; a column that is empty for all of them is left out."""
+    """Titles, and a row of cells for each item, without columns that are empty for all items."""
     items = list(items)
     cells = {column.title: [column.cell(item) for item in items] for column in columns}
     kept = {title: shown for title, shown in cells.items() if any(cell.text for cell in shown)}

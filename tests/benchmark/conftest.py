@@ -6,7 +6,7 @@ from ablate.benchmark.generation import limits
 
 @pytest.fixture(autouse=True)
 def small_probes(monkeypatch):
-    """The machine's rates are measured, on little: it takes a moment, and the figures are of no use."""
+    """Measures the machine's rates on little data: quick, but the figures mean nothing."""
     monkeypatch.setattr(limits, "BUFFER", {"cpu": 2**20, "cuda": 2**20})
     monkeypatch.setattr(limits, "measured_flops", lambda device, dtype: 1e11)
 

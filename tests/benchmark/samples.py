@@ -1,4 +1,4 @@
-"""What the generation benchmark writes, made up: figures like those of a small model, and consistent."""
+"""Made-up results of the generation benchmark: consistent, with figures like those of a small model."""
 
 import json
 from itertools import product
@@ -22,7 +22,7 @@ def sample(
     peers: bool = True,
     cuda: bool = False,
 ) -> dict[str, Any]:
-    """One generation.json as a dict; speed-up and the ratio to transformers where both sides are there."""
+    """One generation.json as a dict; with a speed-up and a ratio to transformers if both sides are present."""
     itemsize = 2 if cuda else 4
     kv_bytes = 2 * DEPTH * kv_heads * HEAD_DIM * itemsize
     weight_bytes = 31_597_056 * itemsize

@@ -1,4 +1,4 @@
-"""Curves of the cache's bytes against the formula, written out."""
+"""The curves of cache bytes compared with the formula."""
 
 import pytest
 from generation.models import tiny
@@ -62,14 +62,14 @@ def test_a_window_and_heads_that_the_model_has_are_kept():
     names = curves(tiny(attention={"name": "gqa", "kv_heads": 1}, pattern={"name": "local", "window": 7}))
     assert names == {
         "mha": [[n, keys_and_values(4, n)] for n in CONTEXTS],
-        "gqa (1 kv heads)": [[n, keys_and_values(1, n)] for n in CONTEXTS],  # which mqa is too
+        "gqa (1 kv heads)": [[n, keys_and_values(1, n)] for n in CONTEXTS],  # the same as mqa
         "gqa (1), local (window 7)": [[n, keys_and_values(1, 7)] for n in CONTEXTS],
     }
 
 
 def test_attention_from_a_plug_in_has_its_curve():
     class Mine(MultiHead):
-        """Without options of its own."""
+        """Attention without options."""
 
         def __init__(self, given):
             super().__init__(given, head_dim=6)

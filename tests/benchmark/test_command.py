@@ -21,7 +21,7 @@ FIGURES = ["first_token_s", "token_s", "tokens_per_s"]
 
 @pytest.fixture(autouse=True)
 def pages(monkeypatch) -> list:
-    """The folders in which a page was written, each with the jobs that had results there by then."""
+    """The folders in which a page was written, each with the jobs that already had results there."""
     written = []
 
     def write_page(folder):
@@ -34,7 +34,7 @@ def pages(monkeypatch) -> list:
 
 @pytest.fixture
 def run(tmp_path):
-    """A run folder: what `ablate.load` reads of one."""
+    """The parts of a run folder that `ablate.load` reads."""
     folder = tmp_path / "one run"
     model = build("llama3", [*SIZE, "model/attention=mqa"])
     save_model(folder / "model", model, Tokenizer.of_symbols(60))
@@ -66,7 +66,7 @@ def test_it_measures_a_grid_with_and_without_the_cache(command, tmp_path, pages)
         assert point["times_peer"] is None and point["peak_memory_bytes"] is None
         kept = point["batch"] * (point["prompt_tokens"] + point["new_tokens"] - 1) * 2 * 2 * 2 * 8 * 4
         assert point["cache_bytes"] == (kept if point["way"] == "cached" else 0)
-    assert "limit" in outcome.out and "cached" in outcome.out and "bytes in the cache" in outcome.out
+    assert "limit" in outcome.out and "cached" in outcome.out and "bytes to the cache" in outcome.out
     assert pages == [(tmp_path / "out", [])]
 
 
@@ -177,7 +177,7 @@ def test_jobs_whose_labels_differ_in_punctuation_alone_share_no_folder(command, 
 
 
 def test_a_sweep_of_runs_is_named_by_their_folders(command, tmp_path, run):
-    other = tmp_path / "elsewhere" / run.name  # of the same name
+    other = tmp_path / "elsewhere" / run.name  # the same name
     other.mkdir(parents=True)
     for name in ("model", "summary.json", "config.yaml"):
         (other / name).symlink_to(run / name)
@@ -204,7 +204,7 @@ REFUSED = {
 
 @pytest.fixture
 def refuses(command, tmp_path, monkeypatch):
-    """Refused before anything is measured or written: refuses(overrides, *parts of the message)."""
+    """refuses(overrides, *parts of the message): the command refuses before it measures or writes anything."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "occupied").write_text("")
 

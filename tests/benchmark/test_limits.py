@@ -1,4 +1,4 @@
-"""What a step reads and computes, against brute force: poisoned weights, filled slots, counted products."""
+"""The bytes and FLOPs of a step compared with brute force: poisoned weights, filled slots, counted products."""
 
 import dataclasses
 import math
@@ -31,19 +31,19 @@ MODELS = {
 
 
 def built(choice: str = "tied", pattern: str | dict = "full", tie: bool = True) -> Decoder:
-    """Width 16, of three layers."""
+    """A model of width 16 with three layers."""
     base = tiny(**MODELS[choice], pattern=pattern, kernel="reference").config
     return Decoder(dataclasses.replace(base, depth=3, tie_embeddings=tie)).eval()
 
 
 def prompts(batch: int, length: int) -> list[list[int]]:
-    """No token twice: each reads a row of its own."""
+    """Prompts without a repeated token, so that each reads another row of the embedding."""
     return torch.randperm(31)[: batch * length].view(batch, length).tolist()
 
 
 @torch.no_grad()
 def values_read(model: Decoder, rows: list[list[int]]) -> int:
-    """Weights that one token of each row reads: those that, were they NaN, would show in its logits."""
+    """The number of weights that a token in each row reads: a weight counts if making it NaN changes the logits."""
     tokens, read = torch.tensor(rows), 0
     tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     for parameter in model.parameters():
@@ -68,7 +68,7 @@ def test_the_weights_of_one_token_are_those_that_it_reads(choice, tie):
 def test_several_tokens_read_the_experts_that_they_choose():
     model = built("every other layer a mixture", tie=False)
     read = {values_read(model, prompts(2, 1)) for _ in range(4)}
-    assert len(read) > 1  # they may choose the same
+    assert len(read) > 1  # tokens may choose the same experts
     assert weight_bytes(model, 2) == 4 * max(read)
     assert weight_bytes(model, 3) - weight_bytes(model, 2) == 4 * (16 + 3 * 16 * 8)  # a row, and the fifth expert
     assert weight_bytes(model, 4) - weight_bytes(model, 3) == 4 * 16
@@ -96,7 +96,7 @@ def test_a_step_reads_the_slots_of_the_cache_that_are_filled(pattern, seen):
 
 
 def masked_flops(model: Decoder, query: int, keys: Callable[[LayerShape], int]) -> int:
-    """FLOPs of a query's products, with `keys` keys in a layer, that the pattern masks."""
+    """FLOPs of a query's products with keys that the pattern masks. keys: the number of keys in a layer."""
     masked = 0
     for layer, shape in zip(model.layers, model.cache_shapes(query + 1), strict=True):
         allowed = sum(bool(layer.pattern.allowed(torch.tensor(query), torch.tensor(key))) for key in range(query + 1))

@@ -1,4 +1,4 @@
-"""The values that the options of both tasks may have."""
+"""The valid values of the options of both tasks."""
 
 import pytest
 import torch

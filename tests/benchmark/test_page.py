@@ -1,4 +1,4 @@
-"""The page: what it says is what was measured, it needs no network, and a bad file is left out."""
+"""The page shows what was measured, needs no network, and leaves bad files out."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from ablate.words import number, size
 
 PLOTS = {"speedup", "memory", "latency", "throughput", "ways"}
 NUMBER = r"([\d.,]*\d)"
-THREE_DIGITS = 0.006  # relative: what is lost in them
+THREE_DIGITS = 0.006  # the relative error of rounding to three digits
 HOSTILE = "<script>alert(1)</script>&\"'"
 
 
@@ -28,7 +28,7 @@ class Page(pages.Page):
         return [value(text) for text in matches[0].groups()]
 
     def seen(self, plot: str) -> list[dict]:
-        """The traces of a plot that are seen first, less the one that only explains the dashes."""
+        """The traces that a plot shows at first, without the one that only explains the dashes."""
         return [trace for trace in self.figures[plot]["data"] if trace.get("visible", True) and trace["x"] != [None]]
 
 
@@ -109,7 +109,8 @@ def test_one_model_in_sentences(tmp_path):
         at(result, "uncached")["tokens_per_s"]["median"],
     )
     numbers = page.says(
-        r"the KV cache, gqa generates 480 tokens N times as fast .* \(N against N tokens/s at batch N, after N"
+        r"the KV cache, gqa generates 480 tokens N times as fast .* "
+        r"\(N against N tokens/s at batch N, after a prompt of N"
     )
     assert numbers == close([fast / slow, fast, slow, 1, 32])
     peer = max(at(result, way)["tokens_per_s"]["median"] for way in PEERS)
@@ -179,7 +180,7 @@ def test_below_the_limit_is_explained(tmp_path):
     for point in result["points"]:
         if point["fraction_of_limit"]:
             point["fraction_of_limit"] = 1.25
-    assert page_of(tmp_path, result).says("N times the least .*; below 1, it reads from what is faster") == [0.8]
+    assert page_of(tmp_path, result).says("N times the least .*; below 1, it reads from faster memory") == [0.8]
 
 
 @pytest.mark.parametrize(
@@ -347,7 +348,7 @@ def test_results_come_in_the_order_of_the_jobs_under_names_of_their_own(tmp_path
         lambda result: json.dumps(result | {"points": [{"way": "cached"}]}),
         lambda result: json.dumps(result | {"limits": {}}),
         lambda result: json.dumps(result | {"points": result["points"] * 2}),
-        lambda result: json.dumps(result | {"points": result["points"][:1]}),  # its speedup is over nothing
+        lambda result: json.dumps(result | {"points": result["points"][:1]}),  # its speedup has no uncached point
         lambda result: json.dumps(result | {"points": [result["points"][0] | {"batch": 0}]}),
         lambda result: json.dumps(result).replace('"speedup": ', '"speedup": NaN, "was": '),
         lambda result: json.dumps(result | {"cache_memory": [{"name": "mha", "this": True, "points": [[64, 0]]}]}),

@@ -1,4 +1,4 @@
-"""transformers' Llama with our weights says what ours says; what is not Llama is refused."""
+"""transformers' Llama with our weights gives our logits; other architectures are refused."""
 
 import sys
 
@@ -43,7 +43,7 @@ OTHERS = {
 
 @torch.no_grad()
 def stirred(preset: str, overrides: list[str]):
-    """No weight is at a value that hides it, and no two logits are near each other."""
+    """A model in which every weight has an effect, and no two logits are close."""
     model = build(preset, [*SIZE, *overrides]).eval()
     for parameter in model.parameters():
         if parameter.ndim == 2:
@@ -58,7 +58,7 @@ def test_greedy_ids_are_ours_with_every_cache(choice):
     model = stirred(LLAMAS[choice][0], LLAMAS[choice][1:])
     check_peer(model.config)
     peer = llama_with_weights_of(model)
-    for batch, length, new_tokens in ((3, 7, 40), (1, 20, 4)):  # the shorter after the longer
+    for batch, length, new_tokens in ((3, 7, 40), (1, 20, 4)):  # a shorter text after a longer one
         rows = torch.randint(97, (batch, length)).tolist()
         expected = generate_tokens(model, rows, new_tokens)
         assert len({tuple(row) for row in expected}) == batch and len(set(expected[0])) > 2
@@ -108,7 +108,7 @@ def test_what_is_not_llama_is_refused(override):
 
 @pytest.mark.parametrize("override", ["model.position.theta=100", "model.norm.eps=0.5"])
 def test_another_model_with_the_same_weights_is_found_out(override, monkeypatch):
-    """Should an option of ours pass `check_peer` that theirs does not know."""
+    """The logits reveal an option of ours that `check_peer` accepts but transformers' Llama does not have."""
     model, other = stirred("llama3", [override]), build("llama3", SIZE).config
     monkeypatch.setattr(peers, "llama", lambda config, seed, original=peers.llama: original(other, seed))
     with pytest.raises(AblateError, match=r"^peers=true: transformers' Llama gives other logits"):

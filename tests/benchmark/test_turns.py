@@ -1,4 +1,4 @@
-"""The measurement with a clock of our own: who runs when, and what is computed from the seconds."""
+"""The measurement with scripted times: the order of the turns, and the figures computed from the seconds."""
 
 from dataclasses import asdict
 
@@ -18,7 +18,7 @@ def prompts(workload: Workload) -> list[list[int]]:
 
 
 def scripted(name: str, whole: list[float], calls: list | None = None) -> Way:
-    """A first token after 1 s, the last after so many in the first round, the second, ..."""
+    """A way whose first token takes 1 s, and whose last comes after `whole[i]` seconds in turn i."""
     turns = iter(whole)
 
     def seconds(rows, new_tokens):
@@ -109,4 +109,4 @@ def test_progress_says_what_runs(terminal, capsys):
     out = capsys.readouterr().out
     assert "one" in out
     if not terminal:
-        assert out == "1/3  [one]\n"  # the others within five seconds
+        assert out == "1/3  [one]\n"  # the others come within five seconds

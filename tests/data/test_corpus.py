@@ -22,7 +22,7 @@ def texts(name, **options):
 
 
 def failure(name, **options):
-    """The message with which reading it stops: one line, with a remedy after the semicolon."""
+    """The error message of reading the corpus, which must be one line."""
     with pytest.raises(AblateError) as caught:
         source = corpus(name, **options)
         source.fingerprint()

@@ -1,4 +1,4 @@
-"""A corpus of a user's own costs one class and one YAML file, outside of the tree."""
+"""A user's own corpus needs one class and one YAML file, outside of this repository."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from ablate.data import CORPORA, Corpus
 
 @CORPORA.register("counting")
 class Numbers(Corpus):
-    """The numbers in order, some to a document."""
+    """The numbers in order, several per document."""
 
     def __init__(self, *, length: int = 20):
         self.length = length
@@ -55,7 +55,7 @@ QUICK = ["trainer.max_steps=2", "trainer.accelerator=cpu", "sample=null", "paths
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A user's own folder: the module and its YAML, nothing else."""
+    """A user's own folder, with only the module and its YAML file."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "my_corpus.py").write_text(MODULE, encoding="utf-8")
     group = folder / "my_conf" / "data"
@@ -79,7 +79,7 @@ def test_it_trains_from_one_class_and_one_yaml(folder):
     assert summary["status"] == "finished"
     assert summary["corpus"]["train_documents"] + summary["corpus"]["val_documents"] == 50
     (prepared,) = (folder / "prepared").iterdir()
-    assert prepared.name.startswith("counting-")  # the registered name, not that of the class
+    assert prepared.name.startswith("counting-")  # the registered name, not the name of the class
     assert json.loads((prepared / "manifest.json").read_text(encoding="utf-8"))["corpus"] == "counting"
 
 

@@ -23,7 +23,7 @@ def pack(name, lengths, context):
 
 
 def laid_out(rows):
-    """Each row as its (document, pair) places, by a slow double loop."""
+    """The (document, pair) at each place of each row, by a slow double loop."""
     return [
         [
             (int(rows.document[s]), int(rows.offset[s]) + i)

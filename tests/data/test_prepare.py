@@ -67,7 +67,7 @@ def test_each_validation_target_is_scored_once_whatever_training_does(tmp_path):
 
 
 def test_the_tokenizer_is_trained_on_the_train_split_alone(tmp_path):
-    documents = [chr(0x410 + i) * 50 for i in range(30)]  # each brings its own merges
+    documents = [chr(0x410 + i) * 50 for i in range(30)]  # each needs its own merges
     ours = prepared(write(tmp_path / "text", documents), tmp_path / "cache", vocab_size=400)
     train = split_documents(ours.train, ours.tokenizer)
     assert Tokenizer.train(train, 400).to_json() == ours.tokenizer.to_json()
@@ -106,7 +106,7 @@ def test_the_second_call_reads_what_the_first_wrote(tmp_path, monkeypatch):
     second = prepared(folder, tmp_path / "cache")
     assert second.report() == first.report() and second.fingerprint == first.fingerprint
     assert second.fingerprint.startswith(first.folder.name.removeprefix("text-")) and len(second.fingerprint) == 64
-    prepared(folder, tmp_path / "cache", packing="padded", context=8)  # another plan, the same tokens
+    prepared(folder, tmp_path / "cache", packing="padded", context=8)  # another packing, the same tokens
     assert sorted(f.name for f in first.folder.glob("rows-*")) == [
         "rows-train-concat-32.npz", "rows-train-padded-8.npz", "rows-val-best_fit-32.npz", "rows-val-best_fit-8.npz"
     ]  # fmt: skip
@@ -225,13 +225,13 @@ def run_prepare(folder, cache, before=""):
 
 def test_a_killed_preparation_is_not_taken_for_a_finished_one(tmp_path):
     folder, cache = write(tmp_path / "text"), tmp_path / "cache"
-    hang = "Tokenizer.encode_batch = lambda *_: time.sleep(60)"  # so that it is killed while it tokenises
+    hang = "Tokenizer.encode_batch = lambda *_: time.sleep(60)"  # so that the kill comes while it tokenises
     child = run_prepare(folder, cache, hang)
     deadline = time.monotonic() + 60
     while not list(cache.glob(".preparing-*/corpus/train.bin")):
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    with workspace(cache):  # a folder whose process is alive stays
+    with workspace(cache):  # the folder of a living process stays
         assert list(cache.glob(".preparing-*/corpus/train.bin"))
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
@@ -246,7 +246,7 @@ def test_two_processes_may_prepare_at_once(tmp_path):
     wait = (
         "prepare.__globals__['os'].rename = lambda a, b, r=prepare.__globals__['os'].rename: (time.sleep(2), r(a, b))"
     )
-    children = [run_prepare(folder, cache, wait) for _ in range(2)]  # both are in before either renames
+    children = [run_prepare(folder, cache, wait) for _ in range(2)]  # both start before either renames
     assert [child.wait() for child in children] == [0, 0]
     (only,) = cache.iterdir()
     assert only == prepared(folder, cache).folder

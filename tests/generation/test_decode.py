@@ -1,4 +1,4 @@
-"""Cached = uncached = alone; stop; modes; no waiting for the device."""
+"""Decoding gives the same with the cache, without it, and one prompt at a time; it stops, and never waits for a GPU."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ ALL = Sampling(0.8, top_k=20, top_p=0.9, min_p=0.01, repetition_penalty=1.2)
 
 
 def naive(model, prompt: list[int], count: int) -> list[int]:
-    """Greedy decoding, spelled out: the whole text through `forward`, the largest of the last logits."""
+    """Greedy decoding as a plain loop: the whole text through `forward`, then the largest of the last logits."""
     ids = list(prompt)
     with torch.no_grad():
         for _ in range(count):
@@ -46,7 +46,7 @@ def test_cached_is_uncached_is_alone(choice):
 @pytest.mark.parametrize("pattern", ["full", "local", "strided"])
 @pytest.mark.parametrize("rows", [PROMPTS, PROMPTS[::3], PROMPTS[2:3]], ids=["ragged", "equal", "alone"])
 def test_prefill_in_chunks(rows, pattern, chunk):
-    """The same logits after the prompts, from passes that are no longer than asked, and in the steps that follow."""
+    """Passes of at most `chunk` tokens give the same logits after the prompts and in the steps that follow."""
     model, passes = tiny(pattern=pattern), []
     model.blocks[0].register_forward_pre_hook(lambda _, args: passes.append(args[0].shape[1]))
     whole, parts = cached(model, rows), cached(model, rows, chunk)
@@ -89,7 +89,7 @@ def test_same_seed_same_ids_other_seed_others():
     model = tiny()
     torch.manual_seed(1)
     first = generate_tokens(model, PROMPTS, 12, temperature=1.0, seed=1)
-    torch.manual_seed(2)  # the global generator plays no part
+    torch.manual_seed(2)  # the global generator has no effect
     state = torch.get_rng_state()
     assert generate_tokens(model, PROMPTS, 12, temperature=1.0, seed=1) == first
     assert torch.equal(torch.get_rng_state(), state)
@@ -104,7 +104,7 @@ def test_stop(use_cache):
     expected = [row[: row.index(stop)] if stop in row else row for row in whole]
     assert generate_tokens(model, PROMPTS, 16, stop=stop, use_cache=use_cache) == expected
     steps = list(stream_tokens(model, PROMPTS[:1], 16, sampling=Sampling(0.0), stop=stop, use_cache=use_cache))
-    assert [int(ids) for ids in steps] == whole[0][: whole[0].index(stop) + 1]  # it ends there, not at 16
+    assert [int(ids) for ids in steps] == whole[0][: whole[0].index(stop) + 1]  # on a CPU it ends there, not at step 16
 
 
 def test_stopped_rows_repeat_stop():
@@ -127,7 +127,7 @@ def test_stream_yields_before_it_goes_on():
 
 def test_modes_are_restored_and_gradients_stay_possible():
     model = tiny().train()
-    model.blocks[1].ffn.eval()  # kept so by its owner
+    model.blocks[1].ffn.eval()  # a module that its owner keeps in eval mode
     before = [module.training for module in model.modules()]
     steps = stream_tokens(model, PROMPTS, 8)
     next(steps)
@@ -256,7 +256,7 @@ def test_a_prompt_beyond_the_context_is_refused(position):
 
 @pytest.mark.parametrize("position", POSITIONS.names())
 def test_new_tokens_beyond_the_context(position):
-    """Refused where there are no more positions; else a warning, and what the model makes of it."""
+    """Refused for a model without further positions; others warn, and generate."""
     model, full = tiny(position=position), [i % VOCAB for i in range(CONTEXT)]
     assert (model.limit is None) == (position != "learned")
     if model.limit is not None:

@@ -1,4 +1,4 @@
-"""Decoding on a GPU that is not there: all tensors on it, and the host never waits for it (tests/fake_cuda.py)."""
+"""Decoding on a fake GPU (tests/fake_cuda.py): all tensors are on it, and the host never waits for it."""
 
 import pytest
 import torch
@@ -26,10 +26,10 @@ MODELS = [
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch):
-    """What fake tensors do without: a generator on the GPU, and CUDA graphs. A captured step runs again instead."""
+    """Replaces what fake tensors cannot have: a generator on the GPU and CUDA graphs. A replay runs the step again."""
     monkeypatch.setattr(decode, "seeded", lambda device, seed: None)
     monkeypatch.setattr(step, "capture_on", lambda device: (lambda run, undo: run) if device.type == "cuda" else None)
-    monkeypatch.setattr(step, "FIRST_SPAN", 4)  # 4, 8 and 16 are then seen
+    monkeypatch.setattr(step, "FIRST_SPAN", 4)  # so that steps have spans 4, 8 and 16
     yield
     step.forget()
 
@@ -37,7 +37,7 @@ def no_gpu(monkeypatch):
 def built(**choice):
     with torch.device("meta"):
         model = tiny(**{"attention": WIDE, **choice})
-    for length in (16, len(EQUAL[0]) + COUNT):  # what the cache keeps of so many tokens: counted on the host, once
+    for length in (16, len(EQUAL[0]) + COUNT):  # counted once per length, on the host
         model.cache_shapes(length)
     return model
 

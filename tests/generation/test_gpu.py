@@ -41,7 +41,7 @@ def test_greedy_tokens_are_those_of_the_cpu_without_a_cache(choice, compile):
 
 @pytest.fixture
 def captures(monkeypatch) -> list[int]:
-    """The span of each graph that is captured."""
+    """The span of each captured graph."""
     spans = []
 
     def counted(run, undo):

@@ -1,4 +1,4 @@
-"""Temperature, top-k and top-p against the distribution written out."""
+"""Temperature, top-k and top-p compared with a distribution computed by loops."""
 
 import warnings
 
@@ -71,7 +71,7 @@ def test_extremes():
     logits = torch.tensor([float("-inf"), 5e4, -5e4, 4.99e4])
     for sampling in (Sampling(1.0), Sampling(1e-8), Sampling(1e8), Sampling(1.0, 4, 0.999)):
         ids = draw(logits, sampling, 500)
-        assert ((ids > 0) & (ids < 4)).all()  # never what has no probability
+        assert ((ids > 0) & (ids < 4)).all()  # never a token without probability
     assert draw(logits.to(torch.float16).nan_to_num(neginf=-6e4), Sampling(), 10).eq(1).all()
 
 

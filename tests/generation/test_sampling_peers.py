@@ -1,4 +1,4 @@
-"""The options of sampling against the logits processors of transformers."""
+"""The sampling options compared with the logits processors of transformers."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ WARPERS = {
 
 
 def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """`[B, V]`, what each token is drawn with."""
+    """The probability of drawing each token, `[B, V]`."""
     found, ids = candidates(logits, sampling)
     return found.softmax(-1) if ids is None else torch.zeros_like(logits).scatter(1, ids, found.softmax(-1))
 
@@ -65,7 +65,7 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty):
 
 
 def penalised(model, prompt: list[int], count: int, penalty: float) -> list[int]:
-    """Greedy decoding with a repetition penalty, spelled out."""
+    """Greedy decoding with a repetition penalty, written as a plain loop."""
     process, ids = transformers.RepetitionPenaltyLogitsProcessor(penalty), list(prompt)
     with torch.no_grad():
         for _ in range(count):

@@ -1,4 +1,4 @@
-"""The measurement: its keys, its limits; not the clock."""
+"""The measurement of generation: its keys and its limits, but not its times."""
 
 import pytest
 

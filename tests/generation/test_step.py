@@ -1,4 +1,4 @@
-"""Decoding steps of fixed shapes: compiled, and captured. What only a CUDA graph can show is in test_gpu.py."""
+"""Decoding steps of fixed shapes, compiled and captured. test_gpu.py tests what needs a real CUDA graph."""
 
 import gc
 from itertools import pairwise
@@ -21,7 +21,7 @@ PATTERNS = ["full", "local", "strided", "fixed"]
 
 @pytest.fixture
 def short_spans(monkeypatch):
-    """So that tiny models come to double them."""
+    """Short enough that tiny models double them."""
     monkeypatch.setattr(step, "FIRST_SPAN", 4)
 
 
@@ -32,7 +32,7 @@ def uncompiled(monkeypatch, short_spans):
 
 @pytest.fixture
 def captures(monkeypatch, short_spans):
-    """Steps are captured on the CPU, too, where a replay runs the step again. Returns the span of each capture."""
+    """Captures steps on the CPU too; a replay runs the step again. Returns the span of each capture."""
     spans = []
 
     def capture(run, undo):
@@ -40,7 +40,7 @@ def captures(monkeypatch, short_spans):
         spans.append(span)
 
         def replay():
-            assert step_.cache.span == span  # a graph would read this many slots whatever the cache says
+            assert step_.cache.span == span  # a real graph would read this many slots, whatever cache.span is
             return run()
 
         run()
@@ -51,7 +51,7 @@ def captures(monkeypatch, short_spans):
     return spans
 
 
-# All of them take half a minute: every fifth one always, the others with -m slow.
+# All pairs take half a minute: every fifth always runs, the others with -m slow.
 SOME_PAIRS = [
     pytest.param(pair, marks=[pytest.mark.slow] * bool(number % 5), id="-".join(name for _, name in pair))
     for number, pair in enumerate(PAIRS)
@@ -71,7 +71,7 @@ def test_replayed_steps_are_the_uncached_ones(pattern, position, captures):
     for prompts, spans in ((PROMPTS, [16, 32]), (PROMPTS[:1], [8, 16, 32])):  # after 8 tokens, and after 7
         expected = generate_tokens(model, prompts, COUNT, use_cache=False)
         captures.clear()
-        for _ in range(2):  # the second time with what the first has captured
+        for _ in range(2):  # the second time reuses what the first has captured
             assert generate_tokens(model, prompts, COUNT) == expected
         assert captures == spans
 
@@ -95,7 +95,7 @@ def test_other_numbers_of_rows_are_captured_anew(captures):
     model = tiny()
     for rows in (4, 3, 4):
         generate_tokens(model, PROMPTS[:rows], COUNT)
-    assert captures == [16, 32] * 3  # a model keeps the last
+    assert captures == [16, 32] * 3  # a model keeps only the last captured step
 
 
 def test_two_streams_of_one_model_do_not_meet(captures):
@@ -166,7 +166,7 @@ def test_a_step_that_fails_leaves_the_cache_usable(uncompiled):
 
 @pytest.mark.parametrize("model", [{}, {"pattern": "fixed", "position": "alibi"}, {"attention": "mqa", "ffn": "gelu"}])
 def test_a_step_is_one_graph(model, short_spans):
-    """Nothing in it makes the compiler stop and look, nor look again before the span doubles."""
+    """A step compiles without graph breaks, and compiles again only when the span doubles."""
     model = tiny(**model)
     torch._dynamo.reset()
     one, graphs = Step(model, model.new_cache(2, 16)), CompileCounter()

@@ -1,4 +1,4 @@
-"""Prompts from files and from the terminal; texts as they come."""
+"""Prompts from files and from the terminal; texts written as they are generated."""
 
 import io
 import subprocess
@@ -20,7 +20,7 @@ def prompts_in(tmp_path):
 
 
 class Keys:
-    """A terminal at which a line, Ctrl-C (KeyboardInterrupt) or Ctrl-D (EOFError) follows the other."""
+    """A terminal whose user types a sequence of lines, Ctrl-C (KeyboardInterrupt) and Ctrl-D (EOFError)."""
 
     def __init__(self, monkeypatch, *typed):
         self.typed, self.marks = iter(typed), []

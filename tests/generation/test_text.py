@@ -1,4 +1,4 @@
-"""Text in, text out: whole characters, one after the other, the same text as decoding at once."""
+"""Text in, text out: pieces of whole characters, which together are the text of all tokens decoded at once."""
 
 import random
 
@@ -23,7 +23,7 @@ def tokenizer():
 
 
 class Bytes:
-    """A tokenizer whose token n is any string of bytes that the test wants; counts what it decodes."""
+    """A tokenizer whose tokens are the strings of bytes that a test gives; counts the tokens that it decodes."""
 
     def __init__(self, table: list[bytes]):
         self.table, self.decoded = table, 0
@@ -113,18 +113,18 @@ def test_eot_ends_the_text(tokenizer):
     ids = tokenizer.encode("the")
 
     class Other:
-        """The same tokens, with another one as eot."""
+        """The same tokenizer, with another token as eot."""
 
         encode, decode = staticmethod(tokenizer.encode), staticmethod(tokenizer.decode)
 
-    for eot in range(len(tokenizer)):  # until one comes up in what it starts, a few tokens in
+    for eot in range(len(tokenizer)):  # find one that is generated after its own prompt, but not among the first tokens
         (new,) = generate_tokens(model, [[eot, *ids]], 40)
         if eot in new[3:] and eot not in new[:3]:
             break
     Other.eot = eot
     model.train()
     assert generate(model, Other, "the", 40) == tokenizer.decode(new[: new.index(eot)])
-    assert model.training  # the stream went to its end
+    assert model.training  # the stream has ended
 
 
 def test_the_prompt_is_checked(tokenizer):
@@ -167,7 +167,7 @@ WORDS = {
 @pytest.mark.parametrize("tokenizer", WORDS.values(), ids=WORDS)
 @pytest.mark.parametrize("count", [1, 2, 30])
 def test_other_tokenizers_go_on_from_the_prompt(tokenizer, count):
-    """Prompt and continuation read as the whole decodes: what stands between them is not lost."""
+    """Prompt plus continuation is the text of all tokens: what the tokenizer puts between the two is not lost."""
     before = tokenizer.encode("one two " * 10 + "three")
     assert before == [0, 1] * 10 + [2]
     ids = [n % 4 for n in range(count)]
@@ -178,7 +178,7 @@ def test_other_tokenizers_go_on_from_the_prompt(tokenizer, count):
 
 def test_a_text_without_tokens_is_refused():
     letters = Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, EOT: 1}, [])))
-    model = tiny(seed=1, vocab_size=2)  # one whose first token is not the end of the text
-    assert generate(model, letters, "ba", 4)  # what the tokenizer makes of it, as in training
+    model = tiny(seed=1, vocab_size=2)  # a seed whose first token is not the end of the text
+    assert generate(model, letters, "ba", 4)  # only the letter that has a token counts, as in training
     with pytest.raises(AblateError, match=r"^prompt='b': the tokenizer has no token"):
         generate(tiny(vocab_size=2), letters, "b")

@@ -1,1 +1,1 @@
-"""How fast a model generates: measured, set beside the machine's limits, and shown as a table, JSON and a page."""
+"""How fast a model generates: measured, compared with the machine's limits, shown as a table, JSON and a page."""

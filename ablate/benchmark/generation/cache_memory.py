@@ -11,14 +11,14 @@ from ablate.model.decoder import Decoder
 
 SHORTEST = 128  # tokens: the first context of a curve; each further one is twice as long
 LONGEST = 4096  # tokens: the last context of a curve, unless the model's own is longer
-WINDOW = 128  # tokens: of the local variant of a model that has no window
+WINDOW = 128  # tokens: the window of the local variant, if the model has no window of its own
 
 
 @dataclass(frozen=True)
 class CacheCurve:
     """The cache of one text with one choice of attention and pattern.
 
-    this: whether the choice is the model's own. points: context in tokens, and the bytes that its cache takes.
+    this: whether the model itself has this choice. points: pairs of a context in tokens and the bytes of its cache.
 
     Raises:
         ValueError: a point is not two positive numbers.
@@ -36,8 +36,8 @@ class CacheCurve:
 def cache_memory(model: Decoder) -> list[CacheCurve]:
     """Curves in the model's dtype, counted from the shapes of its cache: nothing is run.
 
-    One each for `mha`, `gqa` and `mqa` with the full pattern and for `gqa` with a local window, where the model's
-    other parts allow it, and one for the model itself if it is none of these.
+    There is one curve each for `mha`, `gqa` and `mqa` with the full pattern and for `gqa` with a local window, where
+    the model's other parts allow it. A model that is none of these gets its own curve.
     """
     dtype, curves, counted = model.embedding.weight.dtype, [], []
     for name, config in _variants(model):
@@ -76,7 +76,7 @@ def _variants(model: Decoder) -> list[tuple[str, DecoderConfig]]:
 
 
 def _cached(model: Decoder) -> list[tuple]:
-    """What the size of the cache depends on, layer by layer."""
+    """Everything that the size of the cache depends on, layer by layer."""
     return [
         (block.attention.kv_heads, block.attention.head_dim, layer.pattern)
         for block, layer in zip(model.blocks, model.layers, strict=True)

@@ -56,7 +56,7 @@ VALUE_ONLY = ("model", "run")  # a label shows only the value of these overrides
 def benchmark_generation(config: DictConfig, hydra: HydraConf, words: list[str]) -> None:
     """Measures what `conf/task/generation.yaml` and the overrides describe; prints a table, writes JSON and a page.
 
-    hydra: how Hydra composed the configuration. words: of the command line.
+    hydra: how Hydra composed the configuration. words: the arguments of the command line.
 
     Raises:
         AblateError: the user made a mistake; nothing has been measured yet.
@@ -84,7 +84,7 @@ def benchmark_generation(config: DictConfig, hydra: HydraConf, words: list[str])
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured, and how; the model aside."""
+    """What is measured and how, apart from the model."""
 
     workloads: list[Workload]
     rounds: int
@@ -142,9 +142,10 @@ def _dtype(precision: str | None, accelerator: str) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Output:
-    """Where a measurement goes. label: names it in tables and plots. folder: of its JSON.
+    """Where a measurement goes.
 
-    page: the folder of the page: the same, or the one that all jobs of a sweep share.
+    label: its name in tables and plots. folder: the folder of its JSON.
+    page: the folder of the page; in a sweep all jobs share it.
     """
 
     label: str
@@ -153,7 +154,7 @@ class Output:
 
     @classmethod
     def of(cls, config: DictConfig, hydra: HydraConf, words: list[str]) -> "Output":
-        """hydra: how Hydra composed `config`. words: of the command line."""
+        """hydra: how Hydra composed `config`. words: the arguments of the command line."""
         sweep = hydra.mode == RunMode.MULTIRUN
         label = " ".join(map(_short, _swept(list(hydra.overrides.task), words))) if sweep else ""
         if not label:
@@ -164,12 +165,12 @@ class Output:
         page = Path(str(hydra.sweep.dir))
         name = re.sub(r"[^A-Za-z0-9._=+-]+", "_", label)[:100]
         if name != label.replace(" ", "_") or config.run is not None:
-            name += f"_{hydra.job.num}"  # two labels may differ only in what the name lost
+            name += f"_{hydra.job.num}"  # two labels may differ only in what the name leaves out
         return cls(label, page / name, page)
 
 
 def _swept(overrides: list[str], words: list[str]) -> list[Override]:
-    """The overrides of this job that the jobs differ in; all of them where the command line has no overrides."""
+    """The overrides that differ between jobs, as this job has them; all its overrides if the command line has none."""
     command = parsed([word for word in words if "=" in word and not word.startswith("-")])
     keys = {override.key_or_group for override in command if override.is_sweep_override()}
     job = [override for override in parsed(overrides) if override.key_or_group not in NOT_IN_LABEL]
@@ -177,7 +178,7 @@ def _swept(overrides: list[str], words: list[str]) -> list[Override]:
 
 
 def _short(override: Override) -> str:
-    """attention=mha, of model/attention=mha"""
+    """model/attention=mha -> attention=mha"""
     key, value = override.key_or_group, override.get_value_element_as_str()
     if key == "run":
         value = Path(value.strip("'\"")).resolve().name
@@ -279,9 +280,9 @@ COLUMNS: list[Column[Point]] = [
     Column("prompt", lambda point: Cell(f"{point.prompt_tokens:,}")),
     Column("new", lambda point: Cell(f"{point.new_tokens:,}")),
     Column("first\nms", figure("first_token_s", 1e3)),
-    Column("ms a\ntoken", figure("token_s", 1e3)),
+    Column("ms /\ntoken", figure("token_s", 1e3)),
     Column("min – max", lambda point: Cell(figure("token_s", 1e3)(point).spread)),
-    Column("tokens\na s", figure("tokens_per_s")),
+    Column("tokens\n/ s", figure("tokens_per_s")),
     Column("x no\ncache", figure("speedup")),
     Column("x\npeer", figure("times_peer")),
     Column("% of\nlimit", figure("fraction_of_limit", 100)),
@@ -301,8 +302,8 @@ def _show(terminal: Console, result: Result) -> None:
     terminal.print(
         f"limit: {size(result.limits.bandwidth_bytes_per_s)}/s of memory, "
         f"{number(result.limits.flops_per_s / 1e9)} GFLOP/s of matrix products, as measured; "
-        f"a token reads {size(result.weight_bytes)} of weights, and leaves "
-        f"{result.budget.kv_bytes_per_token:,} bytes in the cache",
+        f"a token reads {size(result.weight_bytes)} of weights, and adds "
+        f"{result.budget.kv_bytes_per_token:,} bytes to the cache",
         highlight=False,
         soft_wrap=True,
     )

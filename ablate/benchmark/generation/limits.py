@@ -17,7 +17,7 @@ from ablate.hardware import measured_flops
 from ablate.model.decoder import Decoder
 from ablate.model.memory import machine_memory
 
-PASSES = 8  # timed readings of the buffer; the fastest counts
+PASSES = 8  # timed reads of the buffer; the fastest counts
 BUFFER = {"cpu": 2**29, "cuda": 2**32}  # bytes: many times the size of a processor's caches
 
 
@@ -29,7 +29,7 @@ class Limits:
     flops_per_s: float
 
     def seconds(self, nbytes: float, flops: float) -> float:
-        """The least time to read so many bytes and compute so many FLOPs, both at once."""
+        """The least time to read `nbytes` bytes and compute `flops` FLOPs at the same time."""
         return max(nbytes / self.bandwidth_bytes_per_s, flops / self.flops_per_s)
 
     def or_better(self, other: "Limits") -> "Limits":
@@ -58,8 +58,8 @@ def read_bandwidth(device: torch.device) -> float:
 def weight_bytes(model: Decoder, tokens: int) -> int:
     """Bytes of weights that a forward pass of `tokens` tokens reads, each weight once.
 
-    A table (embeddings, learned positions) is read one row a token, or whole if it is the output head too. A mixture
-    reads the most experts that the tokens can choose: `top_k` for one token, in the end all.
+    Of a table (embeddings, learned positions) one row per token is read, or all rows if it is also the output head. A
+    mixture counts the most experts that the tokens can choose: `top_k` for one token, up to all for many.
     """
     read = sum(p.numel() for p in model.parameters())
     for table in model.modules():
@@ -84,7 +84,7 @@ class Work:
         return nbytes, batch * (self._token + self._head + attention)
 
     def whole(self, batch: int, seen: int) -> tuple[int, int]:
-        """Bytes and FLOPs of a pass without a cache, over all `seen` tokens of each row; logits of the last."""
+        """Bytes and FLOPs of a pass without a cache, over all `seen` tokens of each row, with logits of the last."""
         attention = attention_flops(self.model, seen)
         return weight_bytes(self.model, batch * seen), batch * (seen * self._token + self._head + attention)
 

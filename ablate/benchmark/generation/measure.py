@@ -43,7 +43,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to generate. `time`: takes prompts of token ids and the number of new tokens, and generates once."""
+    """One way to generate. `time`: generates once, from prompts of token ids and the number of new tokens."""
 
     name: str
     time: Callable[[list[list[int]], int], Seconds]
@@ -53,11 +53,11 @@ class Way:
 class Point:
     """One way at one workload. None: not measured, or not applicable.
 
-    token_s: a step after the first token. tokens_per_s: new tokens of all rows over the whole time.
-    peak_memory_bytes: on a GPU, above what was allocated before, which is the weights.
+    token_s: a step after the first token. tokens_per_s: new tokens of all rows divided by the whole time.
+    peak_memory_bytes: on a GPU, beyond what was allocated before (the weights).
     cache_bytes: keys and values of all rows at the end. limit_token_s: the least time of a step on this machine.
-    fraction_of_limit: `limit_token_s` over the median of `token_s`.
-    speedup, times_peer: tokens/s over those without the cache, and over those of the fastest peer.
+    fraction_of_limit: `limit_token_s` divided by the median of `token_s`.
+    speedup, times_peer: tokens/s divided by tokens/s without the cache, and by tokens/s of the fastest peer.
     """
 
     way: str
@@ -80,9 +80,9 @@ class Point:
 
 
 def ours(model: Decoder, compile: bool, uncached: bool) -> list[Way]:
-    """With the cache, and without it if `uncached`.
+    """Our ways: with the cache, and if `uncached` also without it.
 
-    compile: the steps with the cache. Those without it are never compiled: each has another length.
+    compile: compiles the steps with the cache. Steps without it are never compiled: each has another length.
     """
     ways = [Way(CACHED, partial(time_greedy, model, use_cache=True, compile=compile))]
     return [*ways, Way(UNCACHED, partial(time_greedy, model, use_cache=False))] if uncached else ways
@@ -101,7 +101,7 @@ def measure(
     device: torch.device,
     say: Callable[[str], None],
 ) -> list[Point]:
-    """A point for every way at every workload. The ways take turns in all rounds at one workload, then at the next.
+    """A point for every way at every workload. At each workload, every round times each way once.
 
     prompts: the token ids of a workload. say: called with a line of text as each turn begins.
     """
@@ -118,7 +118,7 @@ def measure(
 
 
 class _Contestant:
-    """A way at a workload. A call times it once; on a GPU the first call, the warm-up, takes its peak memory too."""
+    """A way at a workload. A call times it once; on a GPU the first call, the warm-up, also measures peak memory."""
 
     def __init__(self, way: Way, workload: Workload, prompts: list[list[int]], device: torch.device):
         self.way, self.workload = way, workload

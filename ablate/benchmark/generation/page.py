@@ -31,10 +31,10 @@ COLUMNS: list[Column[Point]] = [
 
 
 def write_page(folder: Path) -> Path:
-    """Writes `index.html` about every result in `folder` and in the folders directly below it; returns its path.
+    """Writes `index.html` with every result in `folder` and in the folders directly below it; returns its path.
 
     Raises:
-        AblateError: there is none.
+        AblateError: there is no result.
     """
     results = read_results(folder)
     titles, rows = filled(COLUMNS, [point for result in results for point in result.points])

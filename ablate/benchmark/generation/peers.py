@@ -1,4 +1,4 @@
-"""Ways to generate with transformers' Llama, on the weights of a model of ours."""
+"""Ways to generate with transformers' Llama, using the weights of our model."""
 
 import time
 from functools import partial
@@ -16,7 +16,7 @@ from ablate.model.decoder import Decoder
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-_NAMES = {  # parts of parameters' names: theirs -> ours
+_NAMES = {  # parts of parameter names: theirs -> ours
     "model.embed_tokens": "embedding",
     "model.layers": "blocks",
     "model.norm": "final_norm",
@@ -37,7 +37,7 @@ Cache = Literal["dynamic", "static"]
 
 
 def llama_with_weights_of(model: Decoder) -> "LlamaForCausalLM":
-    """transformers' Llama with the weights of `model`, which is in fp32 on the CPU.
+    """transformers' Llama with the weights of `model`, which must be in fp32 on the CPU.
 
     Raises:
         AblateError: their logits differ.
@@ -111,7 +111,7 @@ def time_generate(
     never = torch.zeros(len(rows), dtype=torch.bool, device=device)
     cache_options = {}
     if cache == "static":
-        # `generate` would use its longest cache so far again: a cache of our own has the right length.
+        # `generate` would reuse its longest cache so far; this one has the right length.
         length = tokens.shape[1] + new_tokens - 1
         cache_options = {"past_key_values": StaticCache(config=peer.config, max_cache_len=length)}
     out = peer.generate(

@@ -1,4 +1,4 @@
-"""The plots of the benchmark of generation: what the cache gains and costs, batches, and the ways beside each other."""
+"""The plots of the benchmark of generation: gain and cost of the cache, latency and throughput, all ways compared."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +12,7 @@ from ablate.benchmark.rounds import Measured
 from ablate.page.drawing import GREY, Plot, bar_of, colour_of, empty_figure, line_of, log_x, log_y, safe, thin_line
 from ablate.words import number, size
 
-WIDE = 30  # from this ratio of the largest value to the smallest on, the axis is logarithmic
+WIDE = 30  # above this ratio of the largest value to the smallest, the axis is logarithmic
 OPTIONS = {"batch": "batch=[1,4,16]", "new_tokens": "new_tokens=[32,128,512]"}
 
 
@@ -37,8 +37,8 @@ def speedup(results: list[Result]) -> Plot:
     plot = Plot(
         "speedup",
         "Speed-up by the cache, against new tokens",
-        "Tokens/s with the KV cache over tokens/s without it. The bars reach from the slowest round with it over the "
-        "fastest without it to the reverse.",
+        "Tokens/s with the KV cache divided by tokens/s without it. The bars reach from the slowest round with it "
+        "divided by the fastest without it, to the fastest divided by the slowest.",
     )
     dots = [_Dot(i, p.workload, _gain(result, p)) for i, result, p in _cached(results) if p.speedup]
     if not dots:
@@ -67,8 +67,8 @@ def throughput(results: list[Result]) -> Plot:
     plot = Plot(
         "throughput",
         "Throughput against batch",
-        "New tokens of all rows over the whole time, with the KV cache, the prompts' pass included; the limit is that "
-        "of the decoding steps alone.",
+        "New tokens of all rows divided by the whole time, with the KV cache, including the prompts' pass. The limit "
+        "counts only the decoding steps.",
     )
     dots = [
         _Dot(i, p.workload, p.tokens_per_s, p.limit_token_s and p.batch / p.limit_token_s)
@@ -89,7 +89,7 @@ def _gain(result: Result, point: Point) -> Measured:
 
 
 def _lines(plot: Plot, results: list[Result], dots: list[_Dot], axis: str, unit: str) -> Plot:
-    """`plot` with a line for each result over `axis`, a field of Workload; one choice for each value of the others."""
+    """`plot` with a line per result over `axis`, a field of Workload, and a choice per value of the other fields."""
     groups: dict[Workload, list[_Dot]] = {}
     for dot in sorted(dots, key=lambda dot: dot.workload):
         groups.setdefault(replace(dot.workload, **{axis: 1}), []).append(dot)
@@ -150,12 +150,12 @@ def _along(dot: _Dot, axis: str) -> int:
 
 
 def memory(results: list[Result]) -> Plot:
-    """Each result's own cache, and that of the first result's model with other attention and patterns."""
+    """The cache of each result, and of the first result's model with other attention and patterns."""
     plot = Plot(
         "memory",
         "Memory of the cache, against context",
-        f"Keys and values of one row, counted, not measured. Dotted: {results[0].label} with its attention and pattern "
-        "exchanged.",
+        f"Keys and values of one row, counted, not measured. Dotted: {results[0].label} with other attention and "
+        "patterns.",
     )
     own = [(i, r, curve) for i, r in enumerate(results) for curve in r.cache_memory if curve.this and curve.points]
     taken = [curve.points for _, _, curve in own]
@@ -189,7 +189,7 @@ def _this_model(name: str) -> str:
 
 
 def ways(results: list[Result]) -> Plot:
-    """Bars of tokens/s at one workload at a time, beginning with the one at which most was measured."""
+    """Bars of tokens/s at one workload at a time. The first choice is the workload with the most measurements."""
     plot = Plot("ways", "Tokens/s of every way", "The thin bars reach from the slowest round to the fastest.")
     points = [point for result in results for point in result.points]
     names = list(dict.fromkeys(_broken(point.way) for point in points))
@@ -211,7 +211,7 @@ def ways(results: list[Result]) -> Plot:
 
 
 def _add_bars(figure: go.Figure, result: Result, i: int, workload: Workload, shown: dict[str, Any]) -> None:
-    """A bar for each way of one result at one workload, and its number beside the thin bar."""
+    """A bar for each way of one result at one workload, with its number to the right."""
     points = list(result.at(workload).values())
     rates = [point.tokens_per_s for point in points]
     shared = {

@@ -1,4 +1,4 @@
-"""What a benchmark of generation measured, as `generation.json` holds it."""
+"""The results of a benchmark of generation, and their file `generation.json`."""
 
 import json
 from collections import Counter
@@ -22,9 +22,9 @@ FORMAT = 1  # raise it when older files can no longer be read
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of one model, and under which conditions. `generation.json` has the same keys.
+    """What was measured for one model, and under which conditions. `generation.json` has the same keys.
 
-    label: names it in tables and plots. weight_bytes: of the weights that one token reads.
+    label: its name in tables and plots. weight_bytes: bytes of the weights that one token reads.
 
     Raises:
         ValueError: a way has two points at one workload, or a point with a speed-up has none without the cache.
@@ -72,11 +72,11 @@ def write_result(folder: Path, result: Result) -> Path:
 def read_results(folder: Path) -> list[Result]:
     """The results in `folder` and in the folders directly below it, in the natural order of their names.
 
-    A file that is damaged, or holds something else, is left out with a warning. Where several results have the same
-    label, the name of the folder is put before it.
+    A file that is damaged or holds something else is left out, with a warning. If several results have the same label,
+    the name of the folder is put before it.
 
     Raises:
-        AblateError: there is no result at all.
+        AblateError: there is no result.
     """
     files = [folder / FILE, *sorted(folder.glob(f"*/{FILE}"), key=lambda file: natural_order(file.parent.name))]
     results = []
@@ -107,10 +107,10 @@ def _result(data: Any) -> Result:
 
 
 def _read(kind: Any, value: Any, key: str) -> Any:
-    """`value`, which came from JSON at `key`, as the type `kind`.
+    """`value`, read from JSON at `key`, as the type `kind`.
 
-    An object becomes a dataclass by the types of its fields: keys that the dataclass does not have are ignored, fields
-    with a default may be missing. Numbers must be finite and at least 0.
+    An object becomes a dataclass by the types of its fields: unknown keys are ignored, and fields with a default may be
+    missing. Numbers must be finite and at least 0.
 
     Raises:
         AblateError, KeyError, TypeError, ValueError: it is something else.

@@ -1,4 +1,4 @@
-"""What a benchmark of generation measured, in sentences, and as cells of its tables."""
+"""The results of a benchmark of generation as sentences and as table cells."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ from ablate.benchmark.rounds import Measured
 from ablate.page.table import Cell
 from ablate.words import counted, joined, number, size
 
-NAMED = 4  # a sentence names every model up to so many, and only the two extremes of more
+NAMED = 4  # a sentence names up to this many models; of more, only the two extremes
 
 
 def spread(measured: Measured) -> str:
@@ -18,7 +18,7 @@ def spread(measured: Measured) -> str:
 
 
 def figure(name: str, scale: float = 1.0) -> Callable[[Point], Cell]:
-    """How a table gets its cell from a point: the figure `name`, in units of 1 / scale; empty for None."""
+    """Makes a table cell from a point: the figure `name` times `scale`; empty for None."""
 
     def cell(point: Point) -> Cell:
         value = getattr(point, name)
@@ -41,10 +41,10 @@ def described(workload: Workload, leave_out: str | None = None) -> str:
 
 
 def headline(results: Iterable[Result], key: str = "tokens_per_s") -> tuple[Workload, list[tuple[Result, Point]]]:
-    """The workload that a sentence about the figure `key` is about, and the cached point of each result there.
+    """The workload for a sentence about the figure `key`, and the cached point of each result there.
 
-    It is the one at which most results have the figure; of several the one with the most new tokens, then the smallest
-    batch, then the shortest prompt. The list is empty where no result has the figure.
+    It is the workload at which most results have the figure; in a tie the one with the most new tokens, then the
+    smallest batch, then the shortest prompt. The list is empty if no result has the figure.
     """
     having = [(result, point) for result in results for point in result.cached if getattr(point, key)]
     counts = Counter(point.workload for _, point in having)
@@ -53,7 +53,7 @@ def headline(results: Iterable[Result], key: str = "tokens_per_s") -> tuple[Work
 
 
 def sentences(results: list[Result]) -> list[str]:
-    """What the page says first. What was not measured is not mentioned."""
+    """The sentences at the top of the page. They mention only what was measured."""
     written = [_speedup(results), _fastest(results), _cache(results), _peers(results), _limit(results)]
     return [sentence for sentence in written if sentence]
 
@@ -68,12 +68,13 @@ def _speedup(results: list[Result]) -> str | None:
     if len(results) > 1:
         return (
             f"With the KV cache, {new} are generated {times} times as fast as without it, "
-            f"at {batch} after {prompt} of prompt."
+            f"at {batch} after a prompt of {prompt}."
         )
     rate = points[0][1].tokens_per_s.median
     return (
         f"With the KV cache, {results[0].label} generates {new} {times} times as fast as without it "
-        f"({number(rate)} against {number(rate / points[0][1].speedup)} tokens/s at {batch}, after {prompt} of prompt)."
+        f"({number(rate)} against {number(rate / points[0][1].speedup)} tokens/s at {batch}, "
+        f"after a prompt of {prompt})."
     )
 
 
@@ -109,7 +110,7 @@ def _cache(results: list[Result]) -> str:
 
 
 def _forgets(curve: CacheCurve) -> bool:
-    """Whether a long text takes fewer bytes a token than a short one."""
+    """Whether a long text takes fewer bytes per token than a short one."""
     per_token = [nbytes / context for context, nbytes in curve.points]
     return bool(per_token) and per_token[-1] < per_token[0]
 
@@ -138,7 +139,7 @@ def _limit(results: list[Result]) -> str | None:
         f"A decoding step at batch {workload.batch:,} takes {took}{_each(results, ratios)} times "
         "the least that the measured memory bandwidth and FLOP rate allow"
     )
-    below = "; below 1, it reads from what is faster than that memory, such as a processor's caches"
+    below = "; below 1, it reads from faster memory, such as a processor's caches"
     return f"{sentence}{below if min(ratio for _, ratio in ratios) < 1 else ''}."
 
 

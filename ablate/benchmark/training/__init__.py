@@ -1,1 +1,1 @@
-"""How long an optimiser step takes, with everything that a real run does around it."""
+"""How long a training step takes, with everything that a real run does around it."""

@@ -71,7 +71,7 @@ def benchmark_training(config: DictConfig) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured, and how; the model and the optimiser aside."""
+    """What is measured and how, apart from the model and the optimiser."""
 
     batch_size: int
     documents_per_row: int
@@ -123,7 +123,7 @@ COLUMNS: list[Column[Row]] = [
     Column("", lambda row: Cell(row["name"])),
     Column("precision", lambda row: Cell(row["precision"])),
     Column("compiled", lambda row: Cell("yes" if row["compile"] else "no")),
-    Column("ms a step", lambda row: Cell(number(row["step_ms"]))),
+    Column("ms per step", lambda row: Cell(number(row["step_ms"]))),
     Column("min – max", lambda row: Cell(f"{number(row['step_ms_min'])} – {number(row['step_ms_max'])}")),
     Column("tokens/s", lambda row: Cell(number(row["tokens_per_s"]))),
     Column("MFU, %", lambda row: Cell(number(100 * row["mfu"]))),

@@ -1,4 +1,4 @@
-"""The time of a training step: forward, backward and optimiser, for ours within a real run's Lightning Trainer."""
+"""The time of a training step: forward, backward and optimiser. Ours runs in the Lightning Trainer of a real run."""
 
 import statistics
 import tempfile
@@ -30,8 +30,8 @@ Optimizer = Callable[[torch.nn.Module], torch.optim.Optimizer]
 class Setting:
     """What all contestants of one benchmark share.
 
-    batch: the one that every step trains on, see `packed_batch`. accelerator: cpu or gpu.
-    steps: timed ones of a round. seed: of the initial weights.
+    batch: every step trains on it; see `packed_batch`. accelerator: cpu or gpu.
+    steps: the timed steps of a round. seed: the seed of the initial weights.
     """
 
     config: DecoderConfig
@@ -47,7 +47,7 @@ class Setting:
 
     @cached_property
     def training_flops_per_token(self) -> float:
-        """Of one token of the batch, with attention within its documents alone."""
+        """Training FLOPs of one token of the batch; attention stays within documents."""
         pieces = pieces_of(self.batch["documents"].numpy())
         return budget(Decoder(self.config), pieces).training_flops_per_token
 
@@ -63,7 +63,7 @@ class Contestant:
 
 
 def packed_batch(config: DecoderConfig, batch_size: int, documents_per_row: int, seed: int) -> Batch:
-    """Random tokens `[B, context]`, each row of at most `documents_per_row` documents of random lengths, as packed."""
+    """Random tokens `[B, context]`; each row packs at most `documents_per_row` documents of random lengths."""
     generator = torch.Generator().manual_seed(seed)
     shape = (batch_size, config.context)
     tokens = torch.randint(config.vocab_size, (batch_size, config.context + 1), generator=generator)
@@ -110,7 +110,7 @@ def ours(setting: Setting, precision: str, compile: bool) -> Contestant:
 
 
 class _Endless(torch.utils.data.IterableDataset):
-    """The same batch for ever."""
+    """The same batch, endlessly."""
 
     def __init__(self, batch: Batch):
         self._batch = batch
@@ -121,7 +121,7 @@ class _Endless(torch.utils.data.IterableDataset):
 
 
 class _Stopwatch(Callback):
-    """Times the start of each batch: from one start to the next a step has taken all that it costs."""
+    """Notes when each batch starts. The time from one start to the next is the full cost of a step."""
 
     def __init__(self) -> None:
         self._starts: list[float] = []
@@ -132,15 +132,15 @@ class _Stopwatch(Callback):
         self._starts.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
-        """Seconds of each step but the first, which warms up, and the last, which no other start follows."""
+        """Seconds of each step except the first, which warms up, and the last, after which no other step starts."""
         return [b - a for a, b in zip(self._starts[1:-1], self._starts[2:], strict=True)]
 
 
 def time_steps(contestants: list[Contestant], rounds: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """A row for each contestant: the milliseconds of a step, as the median, the least and the most over the rounds.
+    """A row for each contestant: the milliseconds of a step, as median, minimum and maximum over the rounds.
 
-    The contestants take turns; a round before the others warms up (compilation, caches). The time of a round is the
-    median of its steps. say: called with a line of text as each round begins.
+    Every round times each contestant once; an extra first round warms up (compilation, caches). The time of a round is
+    the median of its steps. say: called with a line of text as each round begins.
     """
 
     def announce(number: int, turn: int) -> None:
@@ -165,9 +165,9 @@ def time_steps(contestants: list[Contestant], rounds: int, say: Callable[[str], 
 
 
 def with_rates(rows: list[dict[str, Any]], setting: Setting) -> list[dict[str, Any]]:
-    """The rows, with tokens/s, MFU and, where it takes part, the speed as a multiple of eager transformers'.
+    """The rows with tokens/s, MFU and, if transformers was timed, the speed divided by that of eager transformers.
 
-    MFU (model FLOPs utilisation: Chowdhery et al. 2022) is by our own count of FLOPs, for every contestant.
+    MFU (model FLOPs utilisation: Chowdhery et al. 2022) uses our count of FLOPs for every contestant.
     """
     tokens = setting.batch["tokens"].numel()
     peaks = {precision: _peak_flops(setting, precision) for precision in {row["precision"] for row in rows}}

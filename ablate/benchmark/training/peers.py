@@ -13,7 +13,7 @@ from ablate.generation.speed import wait
 def transformers_llama(setting: Setting, precision: str, masked: bool) -> Contestant:
     """transformers' Llama with its own loss, in a bare loop: no clipping, no logging.
 
-    masked: gives it positions that restart at each document, from which it makes the document mask that ours has.
+    masked: gives it positions that restart at each document; from these it makes the same document mask as ours.
     """
     model = llama(setting.config, setting.seed).to(setting.device).train()
     optimizer = setting.optimizer(model)
