@@ -1,7 +1,7 @@
 """Fills the generated parts of the pages in this folder: `make docs`. A test holds that they are current.
 
-A part stands between `<!-- generated: NAME ARGUMENTS -->` and `<!-- end -->`, and is written by the function
-of that name below, from the code itself: signatures, docstrings, masks, declarations.
+The text between `<!-- generated: NAME ARGUMENTS -->` and `<!-- end -->` is written by the function NAME below, from the
+code itself: signatures, docstrings, masks, declarations.
 """
 
 import inspect
@@ -115,7 +115,7 @@ def tasks() -> str:
 
 
 def calibration() -> str:
-    """The accuracies that were measured, from the file that the measurement wrote."""
+    """The measured accuracies, from the file that the measurement wrote."""
     results = json.loads(CALIBRATION.read_text(encoding="utf-8"))
     lines = ["| | run | steps | chance | accuracy, lowest to highest |", "| --- | --- | --- | --- | --- |"]
     for label, arm in results["arms"].items():
@@ -146,7 +146,7 @@ def drawing(axis: str, name: str) -> str:
 
 
 def choices(axis: str, name: str, option: str) -> list:
-    """What an option of the type `Literal[...] | None` may be, null aside."""
+    """The values of an option of the type `Literal[...] | None`, without null."""
     optional = typing.get_type_hints(AXES[axis].component(name).__init__)[option]
     return [choice for part in typing.get_args(optional) for choice in typing.get_args(part)]
 
@@ -181,7 +181,7 @@ def position_drawing(name: str) -> str:
 
 
 class Term:
-    """A value in the wiring of a block: calls of its parts and sums are written down, line by line."""
+    """Passes through a block in place of a tensor, and writes down each call and sum, line by line."""
 
     def __init__(self, text: str, lines: list[str]):
         self.text, self.lines = text, lines
@@ -190,7 +190,7 @@ class Term:
         return Term(f"{self.text} + {other.text}", self.lines)
 
     def named(self) -> "Term":
-        """A sum that a part reads gets a name of its own."""
+        """Gives a sum a name, on its own line, before a sublayer or norm reads it."""
         if " + " not in self.text:
             return self
         self.lines.append(f"{'hijk'[len(self.lines)]} = {self.text}")
@@ -199,6 +199,8 @@ class Term:
 
 
 class Part(torch.nn.Module):
+    """A sublayer or norm that writes down its call."""
+
     def __init__(self, name: str):
         super().__init__()
         self.name = name
@@ -219,7 +221,7 @@ def wiring(name: str) -> str:
 
 
 def kernels() -> str:
-    """Every component that asks something of a kernel x every kernel, from what the kernels declare."""
+    """A table of what the kernels declare: patterns, positions, devices down, kernels across."""
     names = [name for name, kernel in KERNELS.items() if not kernel.decoding_only]
     rows = {
         **{f"pattern `{label}`": Scores(pattern, 8, 2, 64) for label, pattern in patterns()},

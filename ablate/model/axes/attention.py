@@ -23,8 +23,8 @@ class Attention(JointInputs):
     """Query heads over `kv_heads` shared heads of keys and values.
 
     head_dim: width of a head; null: dim / heads.
-    bias: true, false, or the projections that have one, such as [query, key, value] (Qwen 2); null: model.bias.
-    softcap: scores s become softcap * tanh(s / softcap), so that none is beyond it (Gemma 2, 2024).
+    bias: true, false, or the projections with a bias, such as [query, key, value] (Qwen 2); null: model.bias.
+    softcap: scores s become softcap * tanh(s / softcap), so that none exceeds it (Gemma 2, 2024).
     qk_norm: RMSNorm of queries and keys before they are rotated (Henry et al. 2020): of each head (Qwen 3),
         or of all heads together (`width`, OLMo 2).
     """

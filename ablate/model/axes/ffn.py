@@ -19,7 +19,7 @@ class FeedForward(nn.Module):
     """The contract. The map that writes to the residual stream is made with `residual_out=True`."""
 
     def forward(self, x: Tensor, context: ForwardContext | None) -> Tensor:
-        """`x`: `[B, T, D]`. Auxiliary losses go to `context`; None takes none."""
+        """`x`: `[B, T, D]`. Auxiliary losses go to `context`; without one they are not computed."""
         raise NotImplementedError
 
     def idle_parameters(self, tokens: int = 1) -> int:
@@ -36,8 +36,8 @@ class Dense(FeedForward, JointInputs):
     A subclass names the maps that read x (`inputs`) and defines `activation`, elementwise. If it overrides nothing
     else, it can also be the expert of a mixture.
 
-    hidden: width between the maps; null: 4 dim, or with a gate 8/3 dim, rounded up to a multiple of 16, which gives the
-        same number of parameters.
+    hidden: the hidden width; null: 4 dim, or with a gate 8/3 dim, rounded up to a multiple of 16, for the same number of
+        parameters.
     """
 
     inputs: tuple[str, ...] = ("up",)
@@ -55,11 +55,11 @@ class Dense(FeedForward, JointInputs):
         raise NotImplementedError
 
     def maps(self) -> list[nn.Module]:
-        """Those that read x, then `out`."""
+        """The maps that read x, then `out`."""
         return [*self.input_maps(), self.out]
 
     def through(self, x: Tensor, maps: list[Callable[[Tensor], Tensor]]) -> Tensor:
-        """The same formula with other maps."""
+        """The formula of `forward`, with other maps in place of its own."""
         *inputs, out = maps
         return out(self.activation(*(project(x) for project in inputs)))
 
@@ -87,7 +87,7 @@ class SquaredReLU(Dense):
 class GELU(Dense):
     """x * Phi(x) (Hendrycks and Gimpel 2016).
 
-    tanh: the approximation by tanh, which GPT-2 used.
+    tanh: whether to use the tanh approximation, as GPT-2 did.
     """
 
     def __init__(self, given: Given, *, hidden: int | None = None, tanh: bool = False):
@@ -112,7 +112,7 @@ class SwiGLU(Dense):
 class GEGLU(Dense):
     """gelu(gate) * up (Shazeer 2020).
 
-    tanh: the approximation by tanh, which Gemma (2024) used.
+    tanh: whether to use the tanh approximation, as Gemma (2024) did.
     """
 
     inputs = ("gate", "up")

@@ -24,7 +24,7 @@ KEY = "model.ffn"
 
 @dataclass(frozen=True)
 class Routing:
-    """Which experts N tokens go to; the k choices of a token are in falling order of preference."""
+    """The experts that N tokens go to; the k choices of a token are in falling order of preference."""
 
     logits: Tensor  # [N, E] fp32
     probabilities: Tensor  # [N, E], their softmax
@@ -38,25 +38,26 @@ class Routing:
 class MixtureOfExperts(FeedForward):
     """sum of gate_e * expert_e(x) over the `top_k` experts e with the highest router logits (Shazeer et al. 2017).
 
-    experts: how many there are.
-    top_k: how many of them a token passes through.
-    expert: the name of any dense FFN, or its node, such as {name: gelu, tanh: true}.
+    experts: the number of experts.
+    top_k: the number of experts that a token passes through.
+    expert: the name of any dense FFN, or its name and options, such as {name: gelu, tanh: true}.
     hidden: width of one expert; null: that of the dense FFN.
-    softmax: gates are probabilities among all experts, not normalised again over the chosen ones (`before`: Switch,
-        Fedus et al. 2021; OLMoE, 2024), or a softmax over the chosen logits alone (`after`: Mixtral, 2024).
-    shared_experts: a dense FFN that many times as wide, through which every token passes (DeepSeekMoE, 2024).
+    softmax: whether the softmax that gives the gates comes before or after the choice. `before`: over all experts, and
+        not normalised again over the chosen ones (Switch, Fedus et al. 2021; OLMoE, 2024). `after`: only over the
+        chosen logits (Mixtral, 2024).
+    shared_experts: adds a dense FFN this many experts wide, through which every token passes (DeepSeekMoE, 2024).
     balance_loss: coefficient of E * sum_e f_e P_e, with f_e the share of all choices that fell on expert e, P_e its
-        mean probability (Switch). 1 times the coefficient, in each layer, where the load is even.
+        mean probability (Switch). With an even load, each layer adds 1 times the coefficient.
     z_loss: coefficient of the mean of logsumexp(logits)^2 (ST-MoE, Zoph et al. 2022).
     bias_update: after each optimiser step, an expert's selection bias rises by this if the expert had less than the
         mean load, and falls by it if more. Experts are chosen by probability plus bias; the gates ignore the bias
-        (Wang et al. 2024; DeepSeek-V3). The load counts the tokens of passes in training mode with gradients.
+        (Wang et al. 2024; DeepSeek-V3). The load counts only tokens of passes in training mode with gradients.
     capacity_factor: in training, each expert takes at most ceil(capacity_factor * N * top_k / experts) of the N tokens
-        of a batch: first choices before second ones, then in the order of the batch. To the others it adds nothing
+        of a batch: first choices before second ones, then in the order of the batch. It adds nothing to the others
         (GShard, Lepikhin et al. 2020). This makes the tokens of a batch depend on each other, across documents too, so
-        it is off in eval mode. It saves no time here: dropped tokens are computed, and multiplied by 0.
+        it is off in eval mode. It saves no time here: dropped tokens are computed, then multiplied by 0.
 
-    Parameters: `router`, `experts` (maps named as the dense FFN's, weights `[E, out, in]`), `shared`.
+    Parameters: `router`, `experts` (the maps of the dense FFN under their names, weights `[E, out, in]`), `shared`.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class MixtureOfExperts(FeedForward):
         return routing if self.capacity_factor is None or not self.training else self._drop(routing, real)
 
     def _logits(self, x: Tensor) -> Tensor:
-        """Always in fp32: rounding would choose other experts."""
+        """Computed in fp32 or wider: rounding would choose other experts."""
         wide, weight = torch.promote_types(x.dtype, torch.float32), self.router.weight
         if x.is_meta:  # autocast does not know the meta device
             return F.linear(x.to(wide), weight.to(wide))
@@ -166,7 +167,7 @@ class MixtureOfExperts(FeedForward):
 
     def _report(self, routing: Routing, real: Tensor | None, context: ForwardContext, shape: torch.Size) -> None:
         weight = torch.ones_like(routing.logits[:, 0]) if real is None else real.to(routing.logits.dtype)
-        weight = weight / weight.sum().clamp(min=1)  # of each token, in means over the real ones
+        weight = weight / weight.sum().clamp(min=1)  # each token's weight in a mean over the real tokens
         load = routing.taken.sum((0, 1))
         if self.balance_loss:
             share = load / load.sum().clamp(min=1)
@@ -188,7 +189,7 @@ class MixtureOfExperts(FeedForward):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Moves the selection bias towards an even load, by the tokens seen since the last step on all ranks."""
+        """Moves the selection bias towards an even load, from the tokens seen since the last step on all ranks."""
         if not self.bias_update:
             return
         if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -16,7 +16,7 @@ class LayerNorm(nn.LayerNorm):
     """(x - mean) / sqrt(var + eps) * weight + bias (Ba, Kiros, Hinton 2016).
 
     eps: added to the variance.
-    bias: whether it has one.
+    bias: whether to add a bias.
     """
 
     def __init__(self, given: Given, *, eps: float = 1e-5, bias: bool = True):
@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight + bias (Zhang and Sennrich 2019).
 
     eps: added to the mean square.
-    bias: whether it has one; usually not.
+    bias: whether to add a bias; usually not.
     """
 
     def __init__(self, given: Given, *, eps: float = 1e-6, bias: bool = False):

@@ -63,7 +63,7 @@ class Local(Pattern):
 @PATTERNS.register("strided")
 @dataclass(frozen=True, kw_only=True)
 class Strided(Pattern):
-    """The last `stride` positions, and every `stride`-th before (Child et al. 2019).
+    """The last `stride` positions, and every `stride`-th one back (Child et al. 2019).
 
     stride: how many positions are local, and how far apart the others are.
     part: null for both in one layer; `local` or `stride` for one of them, so that layers can alternate.
@@ -89,10 +89,10 @@ class Strided(Pattern):
 class Fixed(Pattern):
     """The query's own block, and the last `summary` positions of every block (Child et al. 2019).
 
-    block: positions of a block.
-    summary: how many positions at the end of each block all later ones see.
+    block: the number of positions in a block.
+    summary: the number of positions at the end of each block that all later positions see.
     part: null for both in one layer; `block` or `summary` for one of them, so that layers can alternate.
-        In a `summary` layer a position also sees itself: before the first summary there is nothing else.
+        In a `summary` layer a position also sees itself: before the first summary it would see nothing.
     """
 
     block: int = 16

@@ -92,7 +92,7 @@ class SandwichNorm(Block):
 
 @PLACEMENTS.register("parallel")
 class Parallel(Block):
-    """x + attention(norm(x)) + ffn(norm(x)), side by side under one norm (GPT-J, Wang and Komatsuzaki 2021).
+    """x + attention(norm(x)) + ffn(norm(x)), which both read one norm (GPT-J, Wang and Komatsuzaki 2021).
 
              ┌─ attention ─┐
     x ─┬─ norm ─── ffn ─── + ─ + ─

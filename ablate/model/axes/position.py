@@ -23,7 +23,7 @@ class Position(nn.Module):
     absolute = False  # acts once, on the embeddings, so it cannot differ from layer to layer
     scales_embeddings = False  # multiplies the embeddings by sqrt(dim) itself
     biased = False  # whether it has a `bias`
-    limit: int | None = None  # the number of positions that it knows; None: no limit
+    limit: int | None = None  # the number of positions that it has; None: no limit
 
     def __init__(self, given: Given):
         super().__init__()
@@ -55,7 +55,8 @@ class NoPosition(Position):
 class Learned(Position):
     """A trained vector per position, added to the embedding (Gehring et al. 2017; GPT-2).
 
-    It starts half as large as the token embedding, as in GPT-2's code: at the same size it drowns the tokens.
+    Its initial weights are half as large as the token embedding's, as in GPT-2's code: at the same size they drown the
+    tokens.
 
     max_positions: the number of positions; null: model.context.
     """
@@ -107,8 +108,8 @@ class Rotary(Position):
     """Rotates each pair of channels (2i, 2i+1) by position * theta^(-2i/width) (Su et al. 2021).
 
     theta: the slowest pair turns once in about 2 pi theta positions.
-    fraction: the share of a head's channels that are rotated, its first ones; the others carry no position (GPT-J,
-        GPT-NeoX, Phi-2).
+    fraction: the share of a head's channels, counted from the first, that are rotated; the others carry no position
+        (GPT-J, GPT-NeoX, Phi-2).
     """
 
     def __init__(self, given: Given, *, theta: float = 10000.0, fraction: float = 1.0):
@@ -154,7 +155,7 @@ class LinearRotary(Rotary):
     """Rotary positions divided by `factor`, so that a longer context spans the angles of a shorter one
     (position interpolation, Chen et al. 2023).
 
-    factor: by what positions are divided.
+    factor: positions are divided by this.
     """
 
     def __init__(self, given: Given, *, theta: float = 10000.0, fraction: float = 1.0, factor: float = 4.0):
@@ -171,8 +172,8 @@ class Llama3Rotary(Rotary):
 
     factor: how many times slower the slow pairs turn.
     low_freq_factor: a pair is slow if it turns at most this many times in the original context.
-    high_freq_factor: a pair is fast if it turns at least this many times in it.
-    original_context: the number of tokens in the context that is extended.
+    high_freq_factor: a pair is fast if it turns at least this many times in the original context.
+    original_context: the number of tokens in the context before it was extended.
     """
 
     def __init__(
@@ -207,8 +208,8 @@ class Llama3Rotary(Rotary):
 class ALiBi(Position):
     """Scores fall with distance, with a different slope in each head (Press, Smith and Lewis 2022).
 
-    The slopes are 2^(-8 (h+1) / H) if H, the number of heads, is a power of two; otherwise those of the power of two
-    below, and then every other one of the next, as in the authors' code.
+    If the number of heads H is a power of two, head h has the slope 2^(-8 (h+1) / H). Otherwise the heads have the slopes
+    for the power of two below H, then every other slope for the power of two above, as in the authors' code.
     """
 
     biased = True
