@@ -69,6 +69,7 @@ def fake_cuda() -> Iterator[Watch]:
         Watch() as watch,
     ):
         yield watch
+    torch._dynamo.reset()  # what the compiler found out about fake tensors
 
 
 @contextmanager

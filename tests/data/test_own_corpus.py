@@ -86,8 +86,8 @@ def test_it_trains_from_one_class_and_one_yaml(folder):
 def test_its_options_are_checked_as_those_of_any_corpus(folder):
     done = train(folder, "data.length=many")
     assert done.returncode == 1
-    (line,) = done.stderr.strip().splitlines()
-    assert "data.length='many': expected a whole number" in line
+    assert done.stderr.startswith("error: data.length='many': expected a whole number"), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_corpus_that_is_not_registered_has_no_name():
