@@ -47,7 +47,7 @@ REFUSED = {
     ),
     "option where there is none": (
         {"pattern": {"name": "full", "window": 5}},
-        ["model.pattern.window", "full", "none"],
+        ["model.pattern.window", "full", "it has no options"],
     ),
     "text for a number": ({"norm": {"name": "rmsnorm", "eps": "tiny"}}, ["model.norm.eps='tiny'", "a number"]),
     "fraction for a count": (
