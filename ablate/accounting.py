@@ -17,12 +17,12 @@ from ablate.model.roles import Role, declared
 class Budget:
     """What one decoder costs: parameters, FLOPs (2 per multiply-add) and cache bytes."""
 
-    total: int  # parameters, tied ones once
+    total: int  # parameters; tied ones count once
     active: int  # parameters that one token passes through
     non_embedding: int  # without token embedding, output head and position table (Kaplan et al. 2020)
     flops_per_token: float  # forward, averaged over a full context, attention over the pairs that its pattern allows
-    training_flops_per_token: float  # forward and backward: three times forward, documents as packed
-    kv_bytes_per_token: int  # cache bytes that one more token costs while nothing is forgotten yet
+    training_flops_per_token: float  # forward and backward: 3 x forward, for documents as they are packed
+    kv_bytes_per_token: int  # cache bytes that one more token costs while the cache forgets nothing
 
     def to_dict(self) -> dict[str, float]:
         return dataclasses.asdict(self)
@@ -31,7 +31,8 @@ class Budget:
 def budget(model: Decoder, pieces: Mapping[int, int] | None = None) -> Budget:
     """Counts `model` on a twin on the meta device, where nothing is computed.
 
-    pieces: {length: count} of the spans that attention keeps to in training (`RowSource.pieces`); None: full contexts.
+    pieces: {length: count} of the spans that attention does not cross in training (`RowSource.pieces`); None: full
+        contexts.
     """
     twin = meta_twin(model)
     parameters = declared(twin)
@@ -41,8 +42,8 @@ def budget(model: Decoder, pieces: Mapping[int, int] | None = None) -> Budget:
     matrix = matrix_flops(twin)
     flops = matrix + attention_flops(twin, context) / context
     trained = pieces or {context: 1}
-    places = sum(length * count for length, count in trained.items())
-    packed = matrix + sum(attention_flops(twin, length) * count for length, count in trained.items()) / places
+    tokens = sum(length * count for length, count in trained.items())
+    packed = matrix + sum(attention_flops(twin, length) * count for length, count in trained.items()) / tokens
     active = total - sum(block.ffn.idle_parameters() for block in twin.blocks)
     return Budget(total, active, total - embedding, flops, 3 * packed, model.cache_bytes(1))
 
@@ -61,7 +62,7 @@ def meta_twin(model: Decoder) -> Decoder:
 
 
 def matrix_flops(twin: Decoder) -> int:
-    """FLOPs of every matrix product that one token passes through, without the two of attention."""
+    """FLOPs of every matrix product that one token passes through, except attention's two."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(torch.zeros(1, 1, dtype=torch.int64, device="meta"))
     return counter.get_total_flops() - sum(_pair_flops(twin, block) for block in twin.blocks)

@@ -1,4 +1,4 @@
-"""Checks of one value, worded once: `KEY=VALUE: expected WHAT`.
+"""Checks of a single value, all with one wording: `KEY=VALUE: expected WHAT`.
 
 Each returns the value if it passes and raises AblateError if it does not. `null=True` lets None pass, too; `hint` adds
 what the user should know about the value.
@@ -32,7 +32,7 @@ def number(
     null: bool = False,
     hint: str = "",
 ) -> Any:
-    """A finite int or float (not a bool) within the bounds; `above` and `below` are themselves outside."""
+    """A finite int or float (not a bool) within the bounds; `above` and `below` exclude the bound itself."""
     fits = (
         isinstance(value, int | float)
         and not isinstance(value, bool)
@@ -64,7 +64,7 @@ def choice(key: str, value: Any, valid: Iterable[Any], *, null: bool = False) ->
 
 
 def text(key: str, value: Any, *, null: bool = False, hint: str = "") -> Any:
-    """A str that is not empty."""
+    """A non-empty str."""
     if value == "":
         raise AblateError(f"{key}: it is empty; set {key}=...")
     if not isinstance(value, str) and not (null and value is None):
@@ -74,14 +74,14 @@ def text(key: str, value: Any, *, null: bool = False, hint: str = "") -> Any:
 
 
 def seed(key: str, value: Any) -> Any:
-    """A whole number that every random generator takes."""
+    """A whole number that every random generator accepts."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise wrong(key, value, "a whole number from 0 to 2^63 - 1")
     return value
 
 
 def wrong(key: str, value: Any, what: str, null: bool = False, hint: str = "") -> AblateError:
-    """The error of a value that is not `what`."""
+    """The error for a value that is not `what`."""
     hint = hint and f" ({hint})"
     return AblateError(f"{key}={shown(value)}: expected {what}{', or null' * null}{hint}")
 

@@ -1,4 +1,4 @@
-"""What the entry points share: Hydra's main, and mistakes told in one line."""
+"""What the entry points share: Hydra's main, and one-line messages for a user's mistakes."""
 
 import contextlib
 import os
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
 
 def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], None]]:
-    """Makes a function of a configuration into a command.
+    """Turns a function of a configuration into a command.
 
-    A mistake that the user can mend ends it with one line and exit status 1;
-    HYDRA_FULL_ERROR=1 shows the trace.
+    A user's mistake ends the command with one line and exit status 1; HYDRA_FULL_ERROR=1 shows the trace.
     """
 
     def decorate(task: Callable[[DictConfig], object]) -> Callable[[], None]:
@@ -30,10 +29,10 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], 
 
         def main() -> None:
             if LED_BY in os.environ:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the leader answers it
-            sys.path.append(os.getcwd())  # where a user's plugins lie
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all ranks: rank 0 handles it
+            sys.path.append(os.getcwd())  # where a user's plugins are
             trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise, not print and exit
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of print and exit
             try:
                 with contextlib.redirect_stderr(_WithoutHydrasLine(sys.stderr)), _warnings_in_one_line():
                     command()
@@ -53,10 +52,10 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], 
 
 @contextlib.contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Ours, without the place in the code that gave them."""
+    """Prints our warnings without their place in the code."""
     with warnings.catch_warnings():
         if LED_BY in os.environ:
-            warnings.simplefilter("ignore")  # the leader says it
+            warnings.simplefilter("ignore")  # rank 0 prints them
         show = warnings.showwarning
 
         def shown(message, category, *where):
@@ -70,7 +69,7 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 class _WithoutHydrasLine:
-    """stderr, less the line with which Hydra introduces the exception of a job: ours says it all."""
+    """stderr without the line that Hydra prints before a job's exception: our own line is enough."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -83,7 +82,7 @@ class _WithoutHydrasLine:
 
 
 def console() -> "Console":
-    """rich's console; where there is no terminal, wide enough for our tables."""
+    """rich's console; without a terminal, wide enough for our tables."""
     from rich.console import Console
 
     found = Console()

@@ -1,4 +1,4 @@
-"""Hydra's part in building a model: presets and overrides become plain data."""
+"""Composes presets and overrides into plain data, by Hydra, and words the mistakes that it finds."""
 
 import difflib
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ablate.model.decoder import Decoder
 
 OmegaConf.register_new_resolver("or_else", lambda value, other: other if value is None else value, replace=True)
-# A task's vocabulary: its symbols and the end of text. What is no number is refused later, under its own key.
+# A task's vocabulary: its symbols and the end of text. A value that is not a number is refused later, by its own key.
 OmegaConf.register_new_resolver("plus_one", lambda n: n + 1 if isinstance(n, int) else n, replace=True)
 
 
@@ -31,7 +31,7 @@ def config_dir() -> str:
 
 
 def compose_config(name: str, overrides: list[str]) -> DictConfig:
-    """`conf/NAME.yaml` with overrides, as the command line would compose it; also from inside a Hydra job."""
+    """`conf/NAME.yaml` with overrides, as the command line would compose it; works inside a Hydra job, too."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -52,9 +52,9 @@ def build(preset: str = "gqa_rope", overrides: list[str] | None = None, seed: in
         model = build("gqa_rope", overrides=["model/norm=layernorm", "model.depth=2"])
 
     Raises:
-        AblateError: what does not compose, or cannot be built.
+        AblateError: the configuration does not compose, or the model cannot be built.
     """
-    from ablate.model.config import DecoderConfig, load_plugins  # torch takes seconds to import: not for --help
+    from ablate.model.config import DecoderConfig, load_plugins  # late: torch takes seconds, --help does not need it
     from ablate.model.decoder import Decoder
 
     try:
@@ -69,26 +69,26 @@ def build(preset: str = "gqa_rope", overrides: list[str] | None = None, seed: in
 
 
 def mistake(error: Exception) -> str | None:
-    """The user's mistake that `error` tells of, in one line: the key, what is wrong with it and the remedy.
+    """The user's mistake behind `error` in one line: the key, what is wrong with it and the remedy.
 
-    None: it tells of none.
+    None: the error is not a user's mistake.
     """
     if isinstance(error, AblateError | HydraException | OmegaConfBaseException):
         return one_line(error)
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     if isinstance(error, ValueError) and frame.f_globals["__name__"].startswith("hydra."):
-        given = getattr(frame.f_locals.get("override"), "input_line", None)  # which Hydra's own text does not name
-        return f"{given}: expected the name of an option, as of every config group" if given else str(error)
+        given = getattr(frame.f_locals.get("override"), "input_line", None)  # Hydra's own text omits it
+        return f"{given}: expected the name of an option of this config group" if given else str(error)
     return None
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message without its line breaks, in our own words where Hydra's do not say what to do."""
+    """An exception's message on one line, in our own words where Hydra's message does not say what to do."""
     cause = error.__cause__
     if isinstance(error, HydraException) and isinstance(cause, AblateError):
         return str(cause)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read; quote what holds = , [ ] {{ }} ( ) or spaces: \"key='value'\""
+        return f"{error.override}: cannot be read; quote a value that has = , [ ] {{ }} ( ) or spaces: \"key='value'\""
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: needs a value; set {error.full_key}=..."
     text = str(error)
@@ -105,7 +105,7 @@ def one_line(error: BaseException) -> str:
 
 def _unknown_key(key: str, cause: BaseException | None, text: str) -> str:
     if "/" not in key and isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
-        more = " (more of Lightning's: with a + before)" if key.startswith("trainer.") else ""
+        more = " (for Lightning's other options put a + in front)" if key.startswith("trainer.") else ""
         return f"{key}: no such key{did_you_mean(cause.key, map(str, cause.parent_node))}{more}"
     if "/" in key or "No match in the defaults list" in text:
         groups = [os.path.relpath(root, config_dir()) for root, _, _ in os.walk(config_dir())][1:]

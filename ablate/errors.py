@@ -1,4 +1,4 @@
-"""The errors that a user can mend: one clear line that names the key and the remedy."""
+"""Errors that a user can correct: one clear line that names the key and the remedy."""
 
 import difflib
 import warnings
@@ -15,7 +15,7 @@ class AblateError(Exception):
 
 
 class AblateWarning(UserWarning):
-    """What works, and may not be what the user wants. The entry points print it as one line."""
+    """Something that works but may not be what the user wants. The entry points print it as one line."""
 
 
 def warn(text: str) -> None:
@@ -23,10 +23,10 @@ def warn(text: str) -> None:
 
 
 def did_you_mean(wrong: object, valid: Iterable[str]) -> str:
-    """The valid choices, the nearest to `wrong` first named: `; did you mean 'eps'? (valid: ...)`."""
+    """The end of a message: the choice nearest to `wrong`, and all choices: `; did you mean 'eps'? valid: ...`."""
     choices = sorted(valid)
     if not choices:
-        return "; it takes none"
+        return "; it has no options"
     nearest = difflib.get_close_matches(str(wrong), choices, n=1, cutoff=0.5)
     hint = f"; did you mean '{nearest[0]}'?" if nearest else ";"
     return f"{hint} valid: {', '.join(choices)}"

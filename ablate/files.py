@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and folders that one process holds for itself."""
+"""Files that are written whole or not at all, and folders that one process locks."""
 
 import json
 import os
@@ -20,9 +20,9 @@ WORKSPACE = ".preparing-"  # begins the name of a workspace
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a name beside `path` to write a file or to make a folder at, and moves that to `path` at the end.
+    """Yields a temporary path beside `path` for a new file or folder, and moves that to `path` at the end.
 
-    A reader, a kill or an error never leaves half of it at `path`: what was there before stays until the move.
+    `path` never holds half of it, not even after a kill or an error: the old content stays until the move.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # several processes may write one path
@@ -47,10 +47,10 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of ours.
+    """The JSON object in a file.
 
     Raises:
-        AblateError: it is missing, damaged, or holds something else.
+        AblateError: the file is missing or damaged, or holds something else.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -63,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def make_folder(path: Path, key: str) -> None:
-    """Makes the folder, the value of the option `key`, if it is not there.
+    """Makes the folder `path`, the value of the option `key`, unless it exists.
 
     Raises:
         AblateError: it cannot be made.
@@ -75,7 +75,7 @@ def make_folder(path: Path, key: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Brings a file, or the files of a folder, to the disk, so that a rename never precedes their content."""
+    """Flushes a file, or the files of a folder, to the disk, so that their content is there before a rename is."""
     for file in path.iterdir() if path.is_dir() else [path]:
         if file.is_file():
             with file.open("rb") as opened:
@@ -96,12 +96,12 @@ class Held(AblateError):
 
 @contextmanager
 def held(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Holds a folder for this process until the end of the block, or of the process, however that ends.
+    """Locks a folder for this process until the block or the process ends, however it ends.
 
-    wait: until it is free.
+    wait: whether to wait until the folder is free.
 
     Raises:
-        Held: another process holds it.
+        Held: another process holds the folder.
     """
     lock = FileLock(folder / LOCK, timeout=-1 if wait else 0)
     try:
@@ -115,15 +115,15 @@ def held(folder: Path, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            (folder / LOCK).unlink()  # while it is held: whoever waits for it notices, and makes a new one
+            (folder / LOCK).unlink()  # before the release: a waiting process notices, and makes a new one
         lock.release()
 
 
 @contextmanager
 def workspace(folder: Path) -> Iterator[Path]:
-    """A new folder within `folder`, to prepare what is then moved to its place beside it. It is gone at the end.
+    """Yields a new folder inside `folder`, locked: prepare something there, then move it into `folder`.
 
-    This process holds it meanwhile. Workspaces that nobody holds are what killed processes left: they are removed.
+    The workspace is removed at the end. So are unlocked ones: killed processes left them.
 
     Raises:
         AblateError: `folder` cannot be written.
@@ -131,7 +131,7 @@ def workspace(folder: Path) -> Iterator[Path]:
     with ExitStack() as ends:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with held(folder, wait=True):  # else a new workspace could be taken for a stale one before it is held
+            with held(folder, wait=True):  # else another process could remove ours before we lock it
                 for stale in folder.glob(f"{WORKSPACE}*"):
                     with suppress(Held), held(stale):
                         shutil.rmtree(stale, ignore_errors=True)

@@ -9,15 +9,15 @@ from ablate.errors import AblateError
 from ablate.model.kernels.kernel import Place
 from ablate.model.kernels.linear import HAS_BF16_PRODUCTS, linear, training_product
 
-# Dense bf16 FLOP/s of the makers' data sheets; other devices are measured.
+# Dense bf16 FLOP/s from the makers' data sheets; other devices are measured.
 _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
 
 def resolve_accelerator(name: str, key: str = "trainer.accelerator", devices: int = 1) -> str:
-    """`cpu` or `gpu` for the option `key`; `auto` takes a GPU where there is one.
+    """`cpu` or `gpu` for the option `key`; `auto` takes a GPU if there is one.
 
     Raises:
-        AblateError: a GPU that is not there, or fewer than `devices` of them.
+        AblateError: there is no GPU, or there are fewer than `devices`.
     """
     found = torch.cuda.is_available()
     if name in ("gpu", "cuda") and not found:
@@ -49,7 +49,7 @@ def has_bf16(accelerator: str) -> bool:
 
 
 def training_place(accelerator: str, precision: str, tokens: int, compiled: bool) -> Place:
-    """Where a run trains, for Lightning's `accelerator` and `precision`, rows of `tokens` tokens."""
+    """Where a run trains, for Lightning's `accelerator` and `precision` and rows of `tokens` tokens."""
     device, dtype = "cuda" if accelerator == "gpu" else "cpu", training_dtype(precision)
     return Place(device, dtype, gradient=True, tokens=tokens, compiled=compiled)
 
@@ -60,7 +60,7 @@ def training_dtype(precision: str) -> torch.dtype:
 
 
 def training_products(accelerator: str, precision: str) -> str:
-    """The name of the way in which a run computes the matrix products of linear maps."""
+    """The name of the product that computes a run's linear maps (`kernels.linear.PRODUCTS`)."""
     device = "cuda" if accelerator == "gpu" else "cpu"
     return training_product(device, training_dtype(precision), autocast="mixed" in precision)
 
@@ -76,8 +76,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product as models compute it, here and now: the best of twenty (0.3 s), for other work
-    slows some of them."""
+    """FLOP/s of a large matrix product as models compute it, measured now: the best of twenty (0.3 s), because other
+    processes slow some of them."""
     size = 1024 if device.type == "cpu" else 8192
     a = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")

@@ -1,6 +1,6 @@
-"""The metrics: a row each. Logs, the terminal, verdicts and reports read name, unit and direction from here.
+"""The metrics, one row each. Logs, the terminal, verdicts and reports read name, unit and direction from here.
 
-A metric of the validation set is a function of its sums, and costs nothing but its row:
+A validation metric is a function of the sums over the validation set; its row is all that it costs:
 
     METRICS.add(Metric("val/perplexity", "", of=lambda val: (val.nats / val.targets).exp()))
 """
@@ -17,10 +17,10 @@ Data = Literal["text", "task"]
 
 @dataclass(frozen=True)
 class Sums:
-    """What a validation adds up over its whole set, as scalar tensors (or plain numbers).
+    """Sums over the whole validation set, as scalar tensors (or plain numbers).
 
-    nats: of all scored targets together. targets: how many are scored. right: how many of them have the largest
-    logit; counted for tasks alone. bytes: UTF-8 bytes of the text; None for a task.
+    nats: the loss of all scored targets together. targets: the number of scored targets. right: how many of them have
+    the largest logit; counted only for tasks. bytes: UTF-8 bytes of the text; None for a task.
     """
 
     nats: Any
@@ -34,7 +34,7 @@ class Metric:
     """One metric.
 
     name: as it is logged. unit: in words, "" for none. rising: whether more is better.
-    of: computes it from the sums of a validation; None: training logs it.
+    of: computes it from the sums over the validation set; None: training logs it.
     data: the kind of data it is logged for; None: both.
     """
 
@@ -57,21 +57,21 @@ class Metrics:
         self._rows = {row.name: row for row in rows}
 
     def add(self, row: Metric) -> None:
-        """Raises AblateError for another metric of the same name."""
+        """Raises AblateError if a different metric has that name."""
         known = self._rows.setdefault(row.name, row)
         if (known.unit, known.rising, known.data) != (row.unit, row.rising, row.data):
-            raise AblateError(f"metrics: '{row.name}' is there already, with another unit or direction")
+            raise AblateError(f"metrics: '{row.name}' is there already, with another unit, direction or kind of data")
 
     def __getitem__(self, name: str) -> Metric:
-        """The row of that name; a metric without a row, such as a callback's own, has no unit and falls."""
+        """The row of that name. A metric without a row, such as a callback's, has no unit, and less of it is better."""
         return self._rows.get(name) or Metric(name)
 
     def of_validation(self, data: Data | None = None) -> list[Metric]:
-        """Those that are computed from a validation, of all data or of one kind."""
+        """The validation metrics, for all data or for one kind."""
         return [row for row in self._rows.values() if row.of is not None and (not data or row.data in (None, data))]
 
     def logged(self, data: Data) -> list[str]:
-        """The names of all that a run on such data logs."""
+        """The names of all metrics that a run on such data logs."""
         return [row.name for row in self._rows.values() if row.data in (None, data)]
 
 

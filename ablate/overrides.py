@@ -1,5 +1,5 @@
-"""Overrides, `model.dim=64` and `+model/norm=none`: their keys, how their values are quoted, and which of them make a
-run what it is. Hydra's own parser reads whole ones."""
+"""Overrides, such as `model.dim=64` and `+model/norm=none`: their keys, the quoting of their values, and which of them
+change what a run computes."""
 
 import json
 import re
@@ -9,37 +9,37 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-# Where a run lies and what it was started as. They are not recorded with it: a folder may be moved.
+# Where a run's folder is. Not recorded with the run, since a folder may be moved.
 PLACE = ("run_dir", "resume")
-# What says where files go, how a run is watched and named, and what is sampled after it: nothing that it computes.
+# Keys that do not change what a run computes: where files go, how a run is watched and named, what is sampled after it.
 ASIDE = (*PLACE, "paths", "hydra", "tags", "logger", "sample", "study", "callbacks.checkpoint", "callbacks.progress")
 
 
 def key_of(override: str) -> str:
-    """model.dim, of +model.dim=64."""
+    """`+model.dim=64` -> `model.dim`."""
     return override.lstrip("+~").split("=", 1)[0]
 
 
 def under(key: str, owners: Iterable[str]) -> str | None:
-    """The first of `owners` that the key is, or lies below: `paths` for `paths.data`, `hydra` for `hydra/launcher`."""
+    """The first of `owners` that is the key or is above it: `paths` for `paths.data`, `hydra` for `hydra/launcher`."""
     return next((owner for owner in owners if re.match(rf"{re.escape(owner)}($|[./@])", key)), None)
 
 
 def without(overrides: Iterable[str], owners: Iterable[str]) -> list[str]:
-    """The overrides whose key is none of `owners`, nor below one."""
+    """The overrides whose key is neither one of `owners` nor below one."""
     owners = tuple(owners)
     return [override for override in overrides if under(key_of(override), owners) is None]
 
 
 def parsed(overrides: list[str]) -> "list[Override]":
-    """As Hydra reads them."""
+    """The overrides as Hydra's own parser reads them."""
     from hydra.core.override_parser.overrides_parser import OverridesParser  # its grammar takes a while to import
 
     return OverridesParser.create().parse_overrides(overrides)
 
 
 def quoted(text: str) -> str:
-    """A value as an override can hold it, whatever signs it has."""
+    """A value quoted for an override, whatever characters it has."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
@@ -49,7 +49,7 @@ def written(value: Any) -> str:
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run what it is: its plain configuration without the seed and what is `ASIDE`."""
+    """The part of a plain configuration that decides what a run computes: all but the seed and the keys in `ASIDE`."""
 
     def kept(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         return {

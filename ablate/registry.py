@@ -26,7 +26,7 @@ class Axis:
     """One independent choice, such as the norm, the corpus or the optimiser."""
 
     def __init__(self, key: str):
-        self.key = key  # where the axis stands in the configuration: "model.norm"
+        self.key = key  # the place of the axis in the configuration: "model.norm"
         self._components: dict[str, type] = {}
 
     def register(self, name: str) -> Callable[[type], type]:
@@ -68,13 +68,13 @@ class Axis:
         return self.make(self.check(node), *given)
 
     def make(self, spec: Mapping[str, Any], *given: Any) -> Any:
-        """As `build`, from what `check` returned: nothing is checked again."""
+        """Like `build`, but from what `check` returned: nothing is checked again."""
         options = {key: value for key, value in spec.items() if key != "name"}
         return self.component(spec["name"])(*given, **options)
 
     @contextmanager
     def scoped(self) -> Iterator[None]:
-        """What is registered inside is gone at the end: for tests."""
+        """Forgets at the end what was registered inside. For tests."""
         before = dict(self._components)
         try:
             yield

@@ -43,7 +43,7 @@ class Run:
 
 
 def load(path: str | Path) -> Run:
-    """Loads a run folder, wherever it lies now: the model in fp32 on the CPU, in eval mode.
+    """Loads a run folder, even one that was moved: the model in fp32 on the CPU, in eval mode.
 
     Raises:
         AblateError: not a run folder, no model in it yet, or files that are damaged or do not fit together.
@@ -64,7 +64,7 @@ def load(path: str | Path) -> Run:
 def load_model(folder: Path) -> Decoder:
     """The decoder of a `model/` folder, from config.json and model.safetensors: in fp32 on the CPU, in eval mode.
 
-    A kernel that cannot train there, such as one for a GPU, is replaced by `auto`, which computes the same.
+    If the configured kernel cannot train on the CPU, such as one for a GPU, `auto` replaces it: the result is the same.
 
     Raises:
         AblateError: files that are missing or damaged, or do not fit together.
@@ -85,7 +85,7 @@ def load_model(folder: Path) -> Decoder:
     if expected != {name: tensor.shape for name, tensor in weights.items()}:
         wrong = sorted(set(expected.items()) ^ {(name, tensor.shape) for name, tensor in weights.items()})[0]
         raise AblateError(f"{weights_file}: its weights do not fit config.json, first at '{wrong[0]}'")
-    own = {name: weight.to(dtypes[name], copy=True) for name, weight in weights.items()}  # not the mapped file's memory
+    own = {name: weight.to(dtypes[name], copy=True) for name, weight in weights.items()}  # out of the mapped file
     model.load_state_dict(own, strict=False, assign=True)
     model.tie()
     try:
@@ -107,7 +107,7 @@ def save_model(folder: Path, model: Decoder, tokenizer: Tokenizer) -> None:
 
 
 def untied_state(model: Decoder) -> dict[str, torch.Tensor]:
-    """The state dict without a tied head, which is the embedding."""
+    """The state dict, without the head if it is tied: it is then the embedding."""
     state = model.state_dict()
     if model.config.tie_embeddings:
         del state["head.weight"]
@@ -138,9 +138,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def create(config: DictConfig, overrides: list[str], job: int | None, sweep_dir: str | None) -> Path:
-    """Makes a folder for one run, which no other run has, not even one that starts in the same second.
+    """Makes a folder for one run. No two runs get the same one, even if they start in the same second.
 
-    job, sweep_dir: Hydra's number of this job and folder of the sweep, in a multirun.
+    job, sweep_dir: in a multirun, Hydra's number for this job and the folder of the sweep.
 
     Raises:
         AblateError: `run_dir` is not empty, or cannot be written.
@@ -154,7 +154,7 @@ def create(config: DictConfig, overrides: list[str], job: int | None, sweep_dir:
         path = Path(config.run_dir)
         path.mkdir(parents=True, exist_ok=True)
         if any(not inside.is_dir() and inside.name != LOCK for inside in path.rglob("*")):
-            remedy = f", or go on with resume={path}" if (path / "summary.json").exists() else ""
+            remedy = f", or continue its run with resume={path}" if (path / "summary.json").exists() else ""
             raise AblateError(f"run_dir={path}: is not empty; choose another folder{remedy}")
         (path / "checkpoints").mkdir(exist_ok=True)
         return path
@@ -177,7 +177,7 @@ def _unique(path: Path) -> Path:
 def slug(overrides: list[str]) -> str:
     """The overrides of a run as part of a folder's name: `norm-layernorm_seed-1`.
 
-    It has only characters that Hydra takes unquoted, so that the path can follow `resume=` and `run=` as it is.
+    It has only characters that Hydra takes unquoted, so that the path needs no quotes after `resume=` and `run=`.
     """
     kept = [o.lstrip("+~") for o in without(overrides, (*PLACE, "paths", "hydra"))]
     kept.sort(key=lambda o: not o.startswith(("model", "seed")))

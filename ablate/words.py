@@ -1,4 +1,4 @@
-"""Numbers in words: the formats of every table, page, plot and message, and the one rule by which they are rounded."""
+"""Numbers as text: the formats of every table, page, plot and message, and the one rule for rounding."""
 
 import math
 from collections import Counter
@@ -11,7 +11,7 @@ MINUS = "\u2212"
 
 
 def number(value: float) -> str:
-    """Three digits, or all before the point: 1,234 and 12.3."""
+    """Three digits, or all digits before the point: 12.3 and 1,234."""
     return _minus(f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}")
 
 
@@ -57,7 +57,7 @@ def times(ratio: float) -> str:
 
 
 def percent(share: float, places: int = 1, sign: bool = False) -> str:
-    """0.22 -> 22.0%. sign: a plus before what is positive."""
+    """0.22 -> 22.0%. sign: puts a plus before positive values."""
     return _minus(f"{share:{'+' if sign and share > 0 else ''}.{places}%}")
 
 
@@ -67,7 +67,7 @@ def setting(value: float) -> str:
 
 
 def _minus(text: str) -> str:
-    """With a minus sign for the hyphen before a number."""
+    """Replaces a hyphen before a number by a minus sign."""
     return MINUS + text[1:] if text.startswith("-") else text
 
 
@@ -75,7 +75,7 @@ def _minus(text: str) -> str:
 
 
 def decimals(error: float) -> int:
-    """How many decimals an estimate deserves with an error of about `error`: one digit of it, two if that is below 3.
+    """The number of decimals that show one digit of `error`, or two if the first is below 3.
 
     decimals(0.006) is 3, decimals(0.012) is 3, decimals(0.05) is 2.
     """
@@ -85,7 +85,7 @@ def decimals(error: float) -> int:
 def rounded(value: float, error: float, sign: bool = False) -> str:
     """`value` to the decimals that its error allows: 0.0213 is 0.021 with an error of 0.006.
 
-    sign: a plus before what is positive.
+    sign: puts a plus before positive values.
     """
     places = decimals(error)
     shown = round(value, places) + 0.0  # + 0.0: no -0
@@ -95,10 +95,9 @@ def rounded(value: float, error: float, sign: bool = False) -> str:
 def estimate(
     value: float | None, interval: tuple[float, float] | list[float] | None, sign: bool = True
 ) -> tuple[str, str]:
-    """An estimate and its interval, `+0.277` and `+0.270 to +0.284`, to the decimals that the half width allows.
+    """An estimate and its interval, `+0.277` and `+0.270 to +0.284`, rounded by the interval's half width.
 
-    Empty strings for what is None; without an interval, or with one of no width, the value has the decimals of its own
-    size.
+    None becomes an empty string. Without an interval, or with one of width 0, the value is rounded by its own size.
     """
     if value is None:
         return "", ""
@@ -108,7 +107,7 @@ def estimate(
 
 
 def scale(value: float, interval: tuple[float, float] | list[float] | None) -> float:
-    """What sets the decimals of an estimate: the half width of its interval, or its own size if that has none."""
+    """The size by which an estimate is rounded: the half width of its interval, or its own size without a width."""
     return (interval[1] - interval[0]) / 2 if interval and interval[1] > interval[0] else abs(value)
 
 
@@ -121,13 +120,13 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 
 def listed(values: Iterable[object]) -> str:
-    """a, b, c; with semicolons between them where one of them has a comma."""
+    """a, b, c; separated by semicolons if one of them has a comma."""
     texts = [str(value) for value in values]
     return ("; " if any("," in text for text in texts) else ", ").join(texts)
 
 
 def tally(values: Iterable[str]) -> str:
-    """How often each occurs, the most frequent first: 2 finished, 1 failed."""
+    """The count of each value, the most frequent first: 2 finished, 1 failed."""
     return ", ".join(f"{count} {value}" for value, count in Counter(values).most_common())
 
 

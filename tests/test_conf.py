@@ -1,4 +1,4 @@
-"""conf/: whatever a config group offers can be chosen, and what is chosen makes a whole run."""
+"""conf/: every file in a config group can be chosen, and gives a complete run."""
 
 from pathlib import Path
 

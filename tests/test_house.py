@@ -1,4 +1,4 @@
-"""The rules of the house: who may import whom, what `import ablate` costs, what no file may hold."""
+"""Rules for all files: which module may import which, what `import ablate` costs, what no file may contain."""
 
 import ast
 import re

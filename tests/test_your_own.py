@@ -1,4 +1,4 @@
-"""docs/your_own.md is followed to the letter: what a norm, a pattern, a metric, an optimiser and a corpus cost."""
+"""Follows docs/your_own.md to the letter: adds a norm, a pattern, a metric, an optimiser and a corpus."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The KV cache: preallocated, one buffer for each layer, with slots for what the layer's pattern can still see.
+"""The KV cache: preallocated, one buffer for each layer, with slots for the tokens that its pattern can still see.
 
 Each row advances by its own number of tokens (ragged batches). Padding, and tokens that later tokens of the same pass
 overwrite, are written to one unused slot behind the last row.
@@ -27,7 +27,7 @@ class LayerShape:
 
     @property
     def size(self) -> int:
-        """The number of tokens that it keeps."""
+        """The number of tokens that the layer keeps."""
         return self.slots.used(self.length)
 
 
@@ -46,7 +46,7 @@ class _Buffer:
         return self._flat.dtype
 
     def write(self, places: Tensor, new: Tensor) -> None:
-        """Writes `new` `[B, G, T, width]` to its places `[B * G * T]`."""
+        """Writes `new` `[B, G, T, width]` to the places `[B * G * T]` in the flat buffer."""
         self._flat.index_copy_(0, places, new.reshape(-1, new.shape[-1]))
 
 
@@ -55,11 +55,11 @@ class Cache:
 
     It is for inference: no gradient flows through it.
 
-    length: the number of tokens in each row, `[B]`, on the device; always the same tensor.
-    filled: an upper bound on the tokens in a row, known without asking the device.
+    length: the number of tokens in each row, `[B]`, on the device; updated in place.
+    filled: an upper bound on the tokens in a row, known on the host.
     span: None: a pass reads only the slots in use; shapes change from pass to pass. n: passes of one token always read
         the slots that n tokens use, masking empty ones, so that every pass has the same shapes and can be captured in a
-        CUDA graph; the caller then keeps `filled`. n is at least the number of tokens after the pass.
+        CUDA graph; the caller then updates `filled`. n is at least the number of tokens after the pass.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Pass:
         return self._parts[shape]
 
     def layouts(self, positions: Tensor) -> list[Layout]:
-        """Where queries and keys lie, layer by layer; `positions` `[B or 1, T]` are the queries'."""
+        """The layout of queries and keys in each layer; `positions` `[B or 1, T]` are the queries'."""
         layouts = {}
         for shape in self.cache.shapes:
             if shape.slots not in layouts:

@@ -120,7 +120,7 @@ def resolve_cycle(axis: Axis, node: Mapping[str, Any], depth: int) -> list[dict[
 
 
 def stretches(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """One row for each stretch of equal rows, with the layers that it stands for in front: `0-3`."""
+    """One row for each stretch of equal rows, with the numbers of its layers in front: `0-3`."""
     stretched, first = [], 0
     for row, same in groupby(rows):
         last = first + len(list(same)) - 1

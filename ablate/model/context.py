@@ -13,7 +13,7 @@ from ablate.model.kernels.kernel import Kernel, Scores
 class Record:
     """Auxiliary losses and statistics of one forward pass. A caller who wants them passes one in.
 
-    Not a dataclass: FSDP copies dataclasses that a block is given when it finds gradients in them.
+    Not a dataclass: if a block is given a dataclass with gradients in it, FSDP copies it.
     """
 
     def __init__(self) -> None:
@@ -25,8 +25,8 @@ class Record:
 class ForwardContext:
     """One layer's view of one forward pass: how to attend, and where to put auxiliary losses.
 
-    rotate: queries or keys `[B, T, H, d]`, rotated by their positions, in the same shape.
-    mask: what `kernel` made of the pattern and the layout for this pass.
+    rotate: rotates queries or keys `[B, T, H, d]` by their positions, into the same shape.
+    mask: what `kernel.make_mask` returned for this pass.
     cached: the pass through the cache; None: there is no cache.
     real: `[B, T]`, False on padding; None: all tokens are real.
     """
@@ -48,7 +48,7 @@ class ForwardContext:
         return self.kernel(query, key, value, self.mask, self.scores)
 
     def add_loss(self, name: str, loss: Tensor) -> None:
-        """Adds a scalar to the training loss, as it is."""
+        """Adds a scalar to the training loss, unscaled."""
         if self.record is not None:
             self.record.losses[name] = self.record.losses.get(name, 0.0) + loss
 

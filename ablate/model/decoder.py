@@ -28,7 +28,7 @@ from ablate.model.roles import Role
 class Layer:
     """What attention in one layer reads, apart from its weights."""
 
-    position: int  # which of `Decoder.positions`
+    position: int  # index in `Decoder.positions`
     mask: int  # layers with the same number share a mask
     scores: Scores
 
@@ -58,7 +58,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList()
         self.positions = nn.ModuleList()
         self.layers: list[Layer] = []
-        places: dict[str, int] = {}
+        indices: dict[str, int] = {}
         masks: dict[str, int] = {}
         for number, spec in enumerate(config.layers()):
             given = Given(
@@ -73,29 +73,29 @@ class Decoder(nn.Module):
             ffn = AXES["ffn"].make(spec["ffn"], given)
             norm = partial(AXES["norm"].make, spec["norm"], given)
             self.blocks.append(AXES["placement"].make(spec["placement"], given, attention, ffn, norm))
-            place = self._position(spec["position"], replace(given, head_dim=attention.head_dim), places)
-            position = self.positions[place]
+            index = self._position(spec["position"], replace(given, head_dim=attention.head_dim), indices)
+            position = self.positions[index]
             scores = self._scores(AXES["pattern"].make(spec["pattern"]), position, attention)
-            mask = masks.setdefault(f"{scores.pattern} {place if position.biased else ''}", len(masks))
-            self.layers.append(Layer(place, mask, scores))
+            mask = masks.setdefault(f"{scores.pattern} {index if position.biased else ''}", len(masks))
+            self.layers.append(Layer(index, mask, scores))
         self.final_norm = norm() if self.blocks[-1].final_norm else nn.Identity()  # of the last layer's kind
         self.head = Linear(config.dim, config.vocab_size, False, role=Role.HEAD)
         self.tie()
         self.limit = min((p.limit for p in self.positions if p.limit is not None), default=None)
 
     def tie(self) -> None:
-        """Makes the head the embedding, if the configuration says so: after either was given another parameter."""
+        """Makes the head the embedding, if the configuration ties them. Call it after replacing either parameter."""
         if self.config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
-    def _position(self, spec: dict, given: Given, places: dict[str, int]) -> int:
-        """The place in `positions` of a layer's component; equal ones are shared."""
+    def _position(self, spec: dict, given: Given, indices: dict[str, int]) -> int:
+        """The index in `positions` of a layer's component; equal layers share one."""
         absolute = AXES["position"].component(spec["name"]).absolute
         kind = f"{spec} {None if absolute else given.head_dim}"
-        if kind not in places:
-            places[kind] = len(self.positions)
+        if kind not in indices:
+            indices[kind] = len(self.positions)
             self.positions.append(AXES["position"].make(spec, given))
-        return places[kind]
+        return indices[kind]
 
     def _scores(self, pattern: Pattern, position: nn.Module, attention: nn.Module) -> Scores:
         bias = position.bias if position.biased else None
@@ -115,8 +115,9 @@ class Decoder(nn.Module):
         """Token ids `[B, T]` -> logits `[B, T, V]`.
 
         positions: `[B, T]`, what the position component reads; by default counted from 0 in each document.
-        documents: `[B, T]`, the document of each token: attention does not cross documents. None: each row is one.
-        cache: holds the tokens before these, and takes these in; `documents` may then only mark padding, by -1.
+        documents: `[B, T]`, the document of each token: attention does not cross documents. None: each row is one
+            document.
+        cache: holds the earlier tokens; these are added to it. `documents` may then only mark padding, by -1.
         """
         return self.logits(self.hidden(tokens, positions, documents, cache))
 
@@ -172,7 +173,7 @@ class Decoder(nn.Module):
         real: Tensor | None,
         record: Record | None,
     ) -> list[ForwardContext]:
-        """One for each layer. Layers that agree on a rotation or a mask share it."""
+        """One for each layer. Layers with the same rotation or mask share it."""
         rotates = [partial(p.rotate, rotation=p.rotation(positions)) for p in self.positions]
         masks, contexts = {}, []
         kernels = self.kernels(place)
@@ -188,16 +189,16 @@ class Decoder(nn.Module):
         """The kernel that computes each layer at a place.
 
         Raises:
-            AblateError: the kernel that the configuration names cannot, with the reason.
+            AblateError: the configured kernel cannot compute a layer there; the message gives the reason.
         """
         if torch.compiler.is_compiling():
             return [choose_kernel(self.config.kernel, layer.scores, place) for layer in self.layers]
-        if place not in self._kernels:  # asked at every step of generation
+        if place not in self._kernels:  # kept, because every step of generation needs it
             self._kernels[place] = [choose_kernel(self.config.kernel, layer.scores, place) for layer in self.layers]
         return self._kernels[place]
 
     def after_step(self) -> None:
-        """Call this after each optimiser step: some parts adapt by a rule of their own."""
+        """Call this after each optimiser step: some components adapt by their own rule, not by a gradient."""
         for block in self.blocks:
             block.ffn.after_step()
 
@@ -219,7 +220,7 @@ class Decoder(nn.Module):
         return Cache(self.cache_shapes(max_length), batch, max_length, weight.dtype, weight.device, biased)
 
     def cache_shapes(self, max_length: int) -> list[LayerShape]:
-        """What each layer keeps of `max_length` tokens: those that its pattern can still see."""
+        """What each layer keeps of `max_length` tokens: those that later queries can see under its pattern."""
         return [
             LayerShape(block.attention.kv_heads, block.attention.head_dim, layer.pattern.slots(max_length), max_length)
             for block, layer in zip(self.blocks, self.layers, strict=True)
@@ -243,7 +244,7 @@ class Decoder(nn.Module):
         before = 0
         if cache is not None:
             before = 0 if cache.span is not None else cache.filled
-            if not torch.compiler.is_compiling() and cache.filled == 0:  # compiled code would guard all of it
+            if not torch.compiler.is_compiling() and cache.filled == 0:  # torch.compile would guard on all of it
                 self._check_fit(cache)
             if tokens.shape[0] != cache.batch:
                 raise AblateError(f"{tokens.shape[0]} rows of tokens for a cache of {cache.batch} rows")
@@ -258,7 +259,7 @@ class Decoder(nn.Module):
         fits = cache.shapes == self.cache_shapes(cache.max_length)
         if not fits or (cache.dtype, cache.length.device) != (weight.dtype, weight.device):
             raise AblateError(
-                "the cache is another model's, or this one has changed since in shape, dtype or device: make one with "
+                "the cache is another model's, or the model's shape, dtype or device has changed since: make one with "
                 "model.new_cache(batch, max_length)"
             )
 
@@ -280,11 +281,11 @@ def check_memory(config: DecoderConfig, training: bool = False) -> None:
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """A decoder that is built inside has its parameters on the meta device, and its buffers as ever: for loading."""
+    """Decoders that are built inside have parameters on the meta device, but real buffers. For loading."""
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None or parameter.is_meta:
-            return None  # as it is
+            return None  # registers it unchanged
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
     handle = register_module_parameter_registration_hook(on_meta)

@@ -8,9 +8,9 @@ class Given:
     """The sizes of the model, and the layer that the component is for.
 
     dim: width of the residual stream. heads: query heads. bias: whether linear maps have one, unless an option says
-    otherwise. context: tokens that the model is trained on at once. depth: number of layers. layer: which of them, from
-    0; of the final norm, the last. head_dim: width of this layer's attention heads; known to positions, which are built
-    after attention.
+    otherwise. context: the number of tokens in a training row. depth: number of layers. layer: number of this layer,
+    from 0; for the final norm, the last. head_dim: width of this layer's attention heads; only positions get it, since
+    they are built after attention.
     """
 
     dim: int

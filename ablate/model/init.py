@@ -1,6 +1,6 @@
 """Initial weights, drawn from the seed and the parameter's name only.
 
-Two models that share a part start it alike, whatever else differs: that is what a comparison wants.
+Two models that share a part start it with equal weights, whatever else differs: a comparison needs that.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ def initialise(model: nn.Module, dim: int, depth: int, seed: int) -> None:
     """Draws matrices and embeddings from N(0, 2 / (5 dim)) (Nguyen and Salazar 2019, "SmallInit"); biases are 0.
 
     Maps that write to the residual stream start smaller by 1 / sqrt(2 depth), so that its variance does not grow with
-    depth (GPT-2, Radford et al. 2019); parameters with an `init_scale`, by that. Roles tell which is which. Vectors
-    that are no biases stay as their modules made them.
+    depth (GPT-2, Radford et al. 2019). An `init_scale` multiplies the standard deviation, too. Vectors other than
+    biases stay as their modules made them.
     """
     std = (2 / (5 * dim)) ** 0.5
     for one in declared(model):
@@ -31,7 +31,7 @@ def initialise(model: nn.Module, dim: int, depth: int, seed: int) -> None:
 
 
 def _draw(parameter: Tensor, std: float, seed: int, name: str, role: Role) -> None:
-    """Each expert by its own number, so that it starts the same however many there are."""
+    """Draws each expert by its own number, so that it starts the same whatever the number of experts."""
     parts = {f"{name}.{i}": part for i, part in enumerate(parameter)} if role == Role.EXPERTS else {name: parameter}
     for key, part in parts.items():
         part.copy_(torch.empty(part.shape).normal_(0.0, std, generator=_generator(seed, key)))

@@ -1,4 +1,4 @@
-"""Linear maps, their roles, and weights that lie side by side for generation."""
+"""Linear maps, their roles, and one matrix for several maps of one input, which speeds up generation."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,10 +12,10 @@ from ablate.model.roles import Role
 
 
 class Linear(nn.Linear):
-    """torch's, by the product that is fastest on the device.
+    """torch's Linear, computed by the fastest product on the device.
 
-    residual_out: whether its product is added to the residual stream; it then starts smaller, see `init.initialise`.
-    role: of its weight.
+    residual_out: whether its output is added to the residual stream; it then starts smaller, see `init.initialise`.
+    role: the role of its weight.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class Joint:
 
     @classmethod
     def of(cls, maps: list[nn.Linear]) -> "Joint":
-        """Moves the parameters side by side; nothing else about them changes."""
+        """Moves the parameters into one matrix; nothing else about them changes."""
         weight = _side_by_side([m.weight for m in maps])
         bias = None if maps[0].bias is None else _side_by_side([m.bias for m in maps])
         return cls(weight, bias, [m.out_features for m in maps], _addresses(maps))
 
     def holds(self, maps: list[nn.Linear]) -> bool:
-        """Whether their parameters are still here: a parameter can be given other memory at any time."""
+        """Whether this matrix still holds the parameters of `maps`: they can be moved to other memory at any time."""
         return torch.compiler.is_compiling() or self.addresses == _addresses(maps)
 
     def __call__(self, x: Tensor) -> list[Tensor]:
@@ -129,7 +129,7 @@ class JointInputs(nn.Module):
         return [m(x) for m in self.input_maps()]
 
     def _apply(self, fn, recurse=True):
-        self.joint = None  # it would keep the memory that the parameters leave
+        self.joint = None  # it would keep memory alive that the parameters leave here
         return super()._apply(fn, recurse)
 
 

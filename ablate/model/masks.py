@@ -21,7 +21,7 @@ class Pattern:
     """
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether a query may attend to a key: elementwise on integers that broadcast, asked for key <= query only."""
+        """Whether a query may attend to a key: elementwise on integers that broadcast. Only key <= query counts."""
         raise NotImplementedError
 
     def pairs(self, length: int) -> int:
@@ -29,7 +29,7 @@ class Pattern:
         return _counted(self, length)[0]
 
     def reach(self, length: int) -> int:
-        """How many of the latest keys, its own included, the query that looks back furthest needs."""
+        """The number of latest keys, its own included, that the query looking back furthest needs."""
         return _counted(self, length)[1]
 
     def slots(self, length: int) -> Slots:
@@ -65,7 +65,7 @@ def _counts(pattern: Pattern, size: int) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the queries and keys of one forward pass lie.
+    """The positions and documents of the queries and keys in one forward pass.
 
     query, key: positions within their document, `[B or 1, T]` and `[B or 1, S]`; a negative key is an empty slot.
     query_document, key_document: `[B, T]` and `[B, S]`, or None where each row is one document.

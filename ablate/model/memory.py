@@ -10,12 +10,12 @@ from ablate.errors import AblateError
 if TYPE_CHECKING:
     from ablate.model.config import DecoderConfig
 
-SMALL = 2**24  # parameters: a model that is certainly smaller is not counted, which takes as long as building it
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container: bytes, or "max"
+SMALL = 2**24  # parameters; below this a model is not counted, since counting takes as long as building
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # a container's limit: bytes, or "max"
 
 
 def is_small(config: "DecoderConfig") -> bool:
-    """Whether the model certainly fits. The bound takes every whole number among its options for a factor."""
+    """Whether the model certainly fits. The bound multiplies all whole numbers among a layer's options."""
     factors = [[*spec["attention"].values(), *spec["ffn"].values()] for spec in config.layers()]
     layers = sum(math.prod(f for f in layer if isinstance(f, int) and f > 0) for layer in factors)
     return config.dim * (config.vocab_size + config.context + 16 * config.dim * layers) < SMALL
@@ -37,7 +37,7 @@ def require_memory(config: "DecoderConfig", parameters: int, training: bool) -> 
 
 
 def machine_memory() -> int:
-    """Bytes of physical memory, or what a container may take of it."""
+    """Bytes of physical memory, or of the part that a container may use."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.is_file() else "max"
     return physical if limit == "max" else min(physical, int(limit))

@@ -6,8 +6,8 @@ The module that owns a parameter declares its role, in an attribute `roles`:
         roles: ClassVar = {"weight": Role.EXPERTS, "bias": Role.VECTOR}
 
 Matrices, experts, embeddings and heads are drawn at random and decayed; a vector declared beside one is its bias, and
-starts at 0. A parameter without a declaration is a vector that its module initialises, and that is not decayed: right
-for the gain of a norm. torch's own modules have their roles in a table here.
+starts at 0. A parameter without a declaration is a vector: its module initialises it, and it is not decayed, as suits
+the gain of a norm. A table below has the roles of torch's own modules.
 """
 
 from dataclasses import dataclass
@@ -36,9 +36,9 @@ _OF_TORCH = {
 
 @dataclass(frozen=True)
 class Declared:
-    """A parameter, by its first name in the model, and what its module says of it.
+    """A parameter, its first name in the model, and what its module declares about it.
 
-    bias: whether it is a vector declared beside a drawn parameter. residual_out: whether its product is added to the
+    bias: whether it is a vector declared beside a drawn parameter. residual_out: whether its output is added to the
     residual stream. init_scale: multiplies its initial standard deviation.
     """
 

@@ -1,4 +1,4 @@
-"""Models of other people's, at the size of a test, and their weights under our names."""
+"""Other people's models at the size of a test, and their weights under our names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from zoo import stirred
 SIZE = ["model.dim=32", "model.depth=3", "model.heads=4", "model.context=48", "model.vocab_size=97"]
 Weights = dict[str, Tensor]
 
-# Of transformers' models of the kind of Llama. Longer names first: they contain shorter ones.
+# Names in transformers' models of Llama's kind. Longer names come first, because they contain shorter ones.
 LLAMA = {
     "model.embed_tokens": "embedding",
     "model.layers": "blocks",

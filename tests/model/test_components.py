@@ -1,4 +1,4 @@
-"""Law 1: every component, option and scalar changes parameters, logits or cost; and what a new component costs."""
+"""Law 1: every component, option and scalar changes parameters, logits or cost. And what a new component takes."""
 
 import dataclasses
 from dataclasses import dataclass

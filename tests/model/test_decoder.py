@@ -1,4 +1,4 @@
-"""Laws 9 and 12: what a decoder starts from and keeps."""
+"""Laws 9 and 12: a decoder's initial weights, its parameter count, and its round trip through files."""
 
 import json
 
@@ -160,7 +160,7 @@ def test_every_parameter_is_trained(row):
     model, tokens = build(**row, bias=True, tie_embeddings=False), random_tokens(2, 32)
     next_token_loss(model.hidden(tokens), model.head.weight, tokens.roll(-1, 1)).backward()
     for name, parameter in model.named_parameters():
-        if not name.endswith("attention.key.bias"):  # adds the same to all scores of a query, where nothing rotates
+        if not name.endswith("attention.key.bias"):  # without rotation it adds the same to all scores of a query
             assert parameter.grad.abs().max() > 0, name
 
 

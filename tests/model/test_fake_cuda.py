@@ -1,8 +1,8 @@
 """Forward passes on a GPU that is not there: all tensors on it, and the host never waits for it.
 
-Tensors are fake (tests/fake_cuda.py), so every component is shown on any machine. Left to test_gpu.py are numbers,
-backward passes, and the kernels themselves: flex runs here as torch's formula, not as its Triton kernel, and flash is a
-package of its own.
+Tensors are fake (tests/fake_cuda.py), so any machine can test every component. test_gpu.py tests the rest: numbers,
+backward passes, and the kernels themselves. Here flex runs as torch's formula, not as its Triton kernel, and flash
+needs a separate package.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""FlexAttention: its block mask is the double loop (laws 6 and 7), and the compiler takes it in whole."""
+"""FlexAttention: its block mask equals the double loop (laws 6 and 7), and it compiles into one graph."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from ablate.model.kernels import flex
 from ablate.model.kernels.flex import block_mask
 from ablate.model.masks import Layout, document_runs
 
-SHAPES = {  # documents of each row; None: nobody told
+SHAPES = {  # the documents of each row; None: not given
     "one document": None,
     "one document, told": [[20]],
     "two rows": [[5, 1, 9, 5], [1, 1, 11, 7]],

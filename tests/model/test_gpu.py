@@ -1,4 +1,4 @@
-"""Law 6 on a GPU, where all kernels compute: pytest -m gpu. What can be is rehearsed on the CPU."""
+"""Law 6 on a GPU, where all kernels compute: pytest -m gpu. Tests that can run on the CPU run there, too."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ from ablate.model.kernels import KERNELS, Place, Scores, choose_kernel
 from ablate.model.loss import next_token_loss
 from ablate.model.masks import Layout, document_runs
 
-LENGTH, WIDTH = 300, 64  # no multiple of a block; heads as every kernel takes them
+LENGTH, WIDTH = 300, 64  # not a multiple of a block; a head width that every kernel takes
 OTHERS = [name for name in KERNELS if name != "reference"]
 BF16, FP32 = torch.bfloat16, torch.float32
 CLOSE = {BF16: 0.02, FP32: 1e-4}  # distance over norm
@@ -141,7 +141,7 @@ def batch_on(device: str, documents: str = "packed") -> dict:
     }
 
 
-ROWS = [{**row, "ffn": small("ffn", "swiglu")} for row in models()[::6]]  # nothing that low precision could flip
+ROWS = [{**row, "ffn": small("ffn", "swiglu")} for row in models()[::6]]  # low precision could flip a router's choices
 
 
 @pytest.mark.parametrize("row", ROWS, ids=labels)

@@ -1,4 +1,4 @@
-"""Which kernel computes a layer: the one named, which must be able to, or the fastest that is."""
+"""Which kernel computes a layer: the named one, which must support the layer, or else the fastest that does."""
 
 from types import SimpleNamespace
 

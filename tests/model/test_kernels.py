@@ -84,7 +84,7 @@ def test_gradients_agree_with_the_reference(kernel, pattern, attention, document
 
 
 OPTIONS = {
-    "soft-cap": {"softcap": 0.5},  # below what most scores are, so that it bends them
+    "soft-cap": {"softcap": 0.5},  # below most scores, so that it bends them
     "norm of heads": {"qk_norm": "head"},
     "norm of all": {"qk_norm": "width", "softcap": 5.0},
     "biases": {"bias": ["query", "value"], "head_dim": 6},

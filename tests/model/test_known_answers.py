@@ -1,4 +1,4 @@
-"""What no weights can learn of the diagnostic tasks: the sides that are provable without training."""
+"""What no weights can learn in the diagnostic tasks: bounds that hold without training."""
 
 import pytest
 import torch

@@ -252,7 +252,7 @@ def test_padding_comes_last(documents):
     with pytest.raises(AblateError):
         model(random_tokens(1, 4), documents=torch.tensor(documents), cache=cache)
     tokens = random_tokens(1, 4)
-    torch.testing.assert_close(model(tokens, cache=cache), model(tokens), **TOLERANCE)  # it took nothing in
+    torch.testing.assert_close(model(tokens, cache=cache), model(tokens), **TOLERANCE)  # the cache is still empty
 
 
 @pytest.mark.parametrize("other", [{"depth": 3}, {"attention": "mqa"}, {"pattern": "local"}], ids=str)

@@ -1,4 +1,4 @@
-"""Law 8: what must equal what."""
+"""Law 8: identities between components."""
 
 import pytest
 import torch
@@ -448,7 +448,7 @@ def test_a_feed_forward_is_its_definition(name):
 
 # --- precision -------------------------------------------------------------------------------------------
 
-PLAIN = {"norm": "layernorm", "position": "learned"}  # so that a part is answerable for itself alone
+PLAIN = {"norm": "layernorm", "position": "learned"}  # so that only the part under test can fail
 PARTS = [{axis: node} for axis in AXES for node in singles(axis)]
 
 

@@ -81,7 +81,7 @@ def test_a_logit_depends_on_exactly_the_inputs_that_the_masks_join(pattern, kern
 @pytest.mark.parametrize("pattern", nodes("pattern"), ids=label)
 def test_documents_cut_the_reach(pattern):
     model = build(pattern=pattern, depth=3)
-    documents = torch.tensor([[0] * 7 + [1] + [0] * 8 + [3] * 2 + [-1] * 2])  # 0 comes again, and is another
+    documents = torch.tensor([[0] * 7 + [1] + [0] * 8 + [3] * 2 + [-1] * 2])  # 0 comes again, as another document
     assert torch.equal(reached(model, 20, documents), product_of_masks(model, 20, documents))
 
 
@@ -115,7 +115,7 @@ def test_editing_a_document_leaves_the_others_bit_identical(row):
         assert torch.equal(logits[:, others], new_logits[:, others])
         assert torch.equal(gradient[:, others], new_gradient[:, others])
         assert not gradient[:, span].any() and not new_gradient[:, span].any()
-        assert not torch.equal(logits[:, span], new_logits[:, span])  # the edit was one
+        assert not torch.equal(logits[:, span], new_logits[:, span])  # the edit did change something
 
 
 def alone(model, tokens, lengths) -> torch.Tensor:

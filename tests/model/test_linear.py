@@ -1,4 +1,4 @@
-"""Linear maps for few rows: the same numbers, whatever way they take; and weights that lie side by side."""
+"""Linear maps: every product gives the same numbers; several maps of one input share one matrix."""
 
 import copy
 

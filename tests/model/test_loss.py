@@ -1,4 +1,4 @@
-"""The chunked loss is the plain cross-entropy."""
+"""The chunked loss equals the plain cross-entropy."""
 
 import pytest
 import torch

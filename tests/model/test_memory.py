@@ -1,4 +1,4 @@
-"""A decoder that this machine has no room for is refused before it is allocated."""
+"""A decoder that does not fit into this machine's memory is refused before it is allocated."""
 
 import os
 

@@ -170,7 +170,7 @@ def test_the_grouped_product_and_its_gradients_are_registered_as_torch_wants_the
         assert torch.autograd.gradcheck(lambda x, weight: _grouped(x, weight, ends), (x, weight))
 
 
-# --- somebody else's --------------------------------------------------------------------------------------
+# --- against transformers --------------------------------------------------------------------------------------
 
 
 def theirs(kind, moe, top_k):
@@ -432,7 +432,7 @@ def test_gradients_are_the_same_bit_for_bit_twice(path):
 @pytest.mark.parametrize("gradient", [True, False])
 def test_a_token_is_computed_alike_whatever_shares_its_experts(gradient):
     """Bit for bit, in fp32 on a CPU: what law 3 stands on."""
-    moe, x = mixture(experts=16, hidden=96), tokens_of(1, 24)  # three rows an expert: often one, often many
+    moe, x = mixture(experts=16, hidden=96), tokens_of(1, 24)  # three rows per expert on average: often one, often many
     with torch.set_grad_enabled(gradient):
         whole = moe(x, None)
         for seed in range(20):

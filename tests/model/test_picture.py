@@ -1,4 +1,4 @@
-"""Law 7 for pictures: what is drawn is what is computed."""
+"""Law 7 for pictures: a picture shows what is computed."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Presets are what they are named after: transformers' logits and gradients, the published numbers of parameters."""
+"""Presets match the models they are named after: transformers' logits and gradients, published parameter counts."""
 
 import math
 import time
@@ -46,7 +46,7 @@ def test_logits_and_gradients_are_those_of_transformers(name):
     torch.testing.assert_close(gradients, peer.gradients(theirs), rtol=0, atol=1e-5)
 
 
-# Each is one thing that a preset says, or that was set for the comparison, said otherwise.
+# Each changes one setting of a preset, or of the comparison.
 DIFFERENT = [
     ("GPT-2", "model.norm.eps=1e-4"),
     ("GPT-2", "model.ffn.tanh=false"),
@@ -221,7 +221,7 @@ def test_405_billion_parameters_are_built_and_counted_in_seconds():
     assert budget.kv_bytes_per_token == 126 * 2 * 8 * 128 * 4
 
 
-# --- at the size of base.yaml ----------------------------------------------------------------------------
+# --- at the size of base_model.yaml ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", PRESETS)

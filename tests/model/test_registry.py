@@ -1,4 +1,4 @@
-"""Registries and configurations: what they take, and the one line with which they refuse the rest."""
+"""Registries and configurations: what they accept, and the one-line messages that refuse the rest."""
 
 import sys
 import types
@@ -47,7 +47,7 @@ REFUSED = {
     ),
     "option where there is none": (
         {"pattern": {"name": "full", "window": 5}},
-        ["model.pattern.window", "full", "none"],
+        ["model.pattern.window", "full", "it has no options"],
     ),
     "text for a number": ({"norm": {"name": "rmsnorm", "eps": "tiny"}}, ["model.norm.eps='tiny'", "a number"]),
     "fraction for a count": (
@@ -280,7 +280,7 @@ def test_a_name_is_given_once(axis):
     with pytest.raises(AblateError, match=r"model\.thing: 'one' is already registered by"):
         axis.register("one")(Axis)
     again = axis.component("one")
-    assert axis.register("one")(again) is again  # a module that is imported twice may say it twice
+    assert axis.register("one")(again) is again  # a module that is imported twice registers twice
 
 
 # --- plugins ---------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ DOCUMENTS = {
 }
 
 
-# --- the functions of the libraries, by their signatures ---------------------------------------------------
+# --- stand-ins for the libraries' functions, with their signatures ---------------------------------------------------
 
 
 def attention(q, k, v, bounds, longest, window, softcap=0.0):

@@ -1,6 +1,6 @@
-"""Tiny decoders, drawn from the registries: a component is enrolled in the laws by being registered.
+"""Tiny decoders, drawn from the registries, so that the laws test every registered component.
 
-ABLATE_PLUGINS=my_parts,more enrols those of your own modules.
+ABLATE_PLUGINS=my_parts,more adds the components of your own modules.
 """
 
 import os
@@ -29,7 +29,7 @@ BASE = {
     "pattern": "full",
     "ffn": "swiglu",
 }
-# What an option is set to in a tiny model, for every component whose signature has it.
+# Values of options in a tiny model, for every component whose signature has the option.
 SMALL = {
     "window": 5,
     "kv_heads": 2,

@@ -36,8 +36,8 @@ class Dense(FeedForward, JointInputs):
     A subclass names the maps that read x (`inputs`) and defines `activation`, elementwise. If it overrides nothing
     else, it can also be the expert of a mixture.
 
-    hidden: the hidden width; null: 4 dim, or with a gate 8/3 dim, rounded up to a multiple of 16, for the same number of
-        parameters.
+    hidden: the hidden width; null: 4 dim, or with a gate 8/3 dim, rounded up to a multiple of 16, for the same number
+        of parameters.
     """
 
     inputs: tuple[str, ...] = ("up",)

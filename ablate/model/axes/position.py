@@ -208,8 +208,8 @@ class Llama3Rotary(Rotary):
 class ALiBi(Position):
     """Scores fall with distance, with a different slope in each head (Press, Smith and Lewis 2022).
 
-    If the number of heads H is a power of two, head h has the slope 2^(-8 (h+1) / H). Otherwise the heads have the slopes
-    for the power of two below H, then every other slope for the power of two above, as in the authors' code.
+    If the number of heads H is a power of two, head h has the slope 2^(-8 (h+1) / H). Otherwise the heads have the
+    slopes for the power of two below H, then every other slope for the power of two above, as in the authors' code.
     """
 
     biased = True

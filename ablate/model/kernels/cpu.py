@@ -10,9 +10,10 @@ from ablate.model.kernels.sdpa import Additive
 
 @register("grouped")
 class Grouped(Additive):
-    """The formula, with the query heads that share a key as one longer row of queries.
+    """The formula, with the queries of all heads that share a key in one matrix.
 
-    On a CPU in low precision, torch's backward pass takes twice as long up to some 512 keys. On a GPU this decodes.
+    Trains on a CPU in low precision, where torch's backward pass takes twice as long up to about 512 keys; decodes on a
+    GPU.
     """
 
     finite = True
@@ -33,9 +34,9 @@ class Grouped(Additive):
 
 @register("shared_rows")
 class SharedRows(Additive):
-    """scaled_dot_product_attention of one query a row, with the query heads that share a key as its rows.
+    """scaled_dot_product_attention for one query per row: the query heads that share a key become its rows.
 
-    In low precision, torch's CPU kernel takes long over single rows.
+    In low precision, torch's CPU kernel is slow for a single row.
     """
 
     decoding_only = True
@@ -48,14 +49,14 @@ class SharedRows(Additive):
         if bias is not None:
             bias = bias.expand(-1, heads, -1, -1).reshape(-1, groups, rows.shape[2], bias.shape[-1])
         if heads == groups:
-            rows = rows.expand(-1, -1, 2, -1)  # a row of its own alone would take the slow way
+            rows = rows.expand(-1, -1, 2, -1)  # twice: torch's kernel is slow for a single row
         out = F.scaled_dot_product_attention(rows, k, v, attn_mask=bias)
         return out[:, :, : heads // groups].reshape(q.shape).transpose(1, 2)
 
 
 @register("sums")
 class Sums(Additive):
-    """The formula for one query a row, as sums: torch.compile makes loops of them that cost less than a kernel call."""
+    """The formula for one query per row, as sums: torch.compile makes loops of them, cheaper than a kernel call."""
 
     decoding_only = True
     finite = True

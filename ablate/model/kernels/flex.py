@@ -13,7 +13,7 @@ from ablate.model.kernels.kernel import Kernel, Place, Scores, register
 from ablate.model.masks import Layout, Pattern, dense_mask, sees
 
 BLOCK = 128  # queries, and keys, in a block; a multiple of the kernel's own tiles
-_CHUNK = 2**26  # pairs of a query and a key that are looked at together
+_CHUNK = 2**26  # pairs of a query and a key that are tested together
 
 
 @register("flex")
@@ -50,14 +50,14 @@ class Flex(Kernel):
             score_mod=score_mod(scores, positions),
             block_mask=blocks,
             enable_gqa=q.shape[1] != k.shape[1],
-            kernel_options={"BACKEND": "TRITON"},  # never the one for decoding, which rows below a block would get
+            kernel_options={"BACKEND": "TRITON"},  # else rows shorter than a block get the kernel for decoding
         )
         return out.transpose(1, 2)
 
 
 @cache
 def _fused() -> Callable:
-    """Compiled for each shape and pattern, and a study has more of them than torch.compile's own limit of 8."""
+    """Compiles for each shape and pattern: a study has more of them than torch.compile's own limit of 8."""
     return torch._dynamo.config.patch(recompile_limit=1024)(torch.compile(flex_attention, dynamic=False))
 
 
@@ -105,11 +105,11 @@ def block_mask(pattern: Pattern, layout: Layout, block: int = BLOCK) -> BlockMas
 
 
 def _mask_mod(pattern: Pattern, layout: Layout) -> Callable:
-    def alone(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def one_document(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return sees(pattern, query, key)
 
     if layout.query_document is None:
-        return alone
+        return one_document
     place = torch.arange(layout.query.shape[1], device=layout.query.device)
     begin = _stored((place - layout.query).int())  # where in its row the document of each token begins
 
@@ -121,14 +121,14 @@ def _mask_mod(pattern: Pattern, layout: Layout) -> Callable:
 
 
 def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """`[B, n, n]` bool -> for each row of blocks the number of True ones, `[B, 1, n]`, and the indices of all, those
-    first, `[B, 1, n, n]`: int32."""
+    """`[B, n, n]` bool -> for each row of blocks the number of True ones, `[B, 1, n]`, and the indices of all blocks,
+    True ones first, `[B, 1, n, n]`: int32."""
     blocks = blocks.unsqueeze(1).int()
     return blocks.sum(-1, dtype=torch.int32), blocks.argsort(dim=-1, descending=True, stable=True).int()
 
 
 def _band_blocks(pattern: Pattern, layout: Layout, block: int) -> tuple[Tensor, Tensor]:
-    """Whether each block has some allowed pair, and whether it has no other: `[B or 1, n, n]` each.
+    """Whether some pair in each block is allowed, and whether all are: `[B or 1, n, n]` each.
 
     A document is a run of tokens, and a band depends on distances only. So for a block of keys before a block of
     queries, the last key and the first query tell whether some pair is allowed; the first key and the last query

@@ -1,5 +1,5 @@
-"""Products of several linear maps at once: each row of x `[R, in]`, sorted by its group, goes through the map of its
-group, weight `[E, out, in]` -> `[R, out]`. `ends` `[E]` are the rows before which the groups end."""
+"""Products of several linear maps at once. The rows of x `[R, in]` are sorted by group; each goes through the map of
+its group, weight `[E, out, in]` -> `[R, out]`. Group e ends before row `ends[e]`, `[E]`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,10 +17,10 @@ Map = tuple[Tensor, Tensor | None]  # weight and bias
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """The rows of x through the maps of their groups: `[R, out]`."""
-    if x.is_meta:  # FLOPs are counted here: they are the same for every map
+    if x.is_meta:  # only FLOPs are counted there, and they are the same for every map
         return F.linear(x, weight[0])
     if x.is_cuda and x.dtype == torch.bfloat16 and weight.shape[1] % 8 == weight.shape[2] % 8 == 0:
-        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)  # never waits for the device to tell the sizes
+        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)  # does not wait for the device to report the sizes
     return _grouped(x, weight, ends)
 
 
@@ -34,8 +34,8 @@ def one_by_one(
 ) -> Tensor:
     """The rows of each group through its own maps, group by group: `[R, in] -> [R, out]`.
 
-    maps: of each group, those that `through(rows, maps)` applies. A row's result does not depend on how many rows share
-    its group.
+    maps: for each group, the maps that `through(rows, maps)` applies. A row's result does not depend on the number of
+    rows in its group.
     """
     sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
     parts = zip(x.split(sizes), maps, strict=True)
@@ -45,7 +45,7 @@ def one_by_one(
 def _padded(x: Tensor, maps: list[Map], through: Callable[[Tensor, list[Callable]], Tensor]) -> Tensor:
     if len(x) < LEAST_ROWS:
         return _padded(F.pad(x, (0, 0, 0, LEAST_ROWS - len(x))), maps, through)[: len(x)]
-    # Without gradients ours computes few rows in another way, which sums in another order.
+    # Without gradients, our `linear` uses another product for few rows, which sums in another order.
     product = linear if torch.is_grad_enabled() else F.linear
     return through(x, [partial(product, weight=weight, bias=bias) for weight, bias in maps])
 
@@ -53,8 +53,8 @@ def _padded(x: Tensor, maps: list[Map], through: Callable[[Tensor, list[Callable
 class TakeRows(torch.autograd.Function):
     """Rows of x by index, each row of x `copies` times: `[N, D] -> [N copies, D]`.
 
-    back: `[N copies]`, where the copies of the first row went, those of the second, and so on. So the gradient is a
-    gather and a sum in fixed order; scattered additions are slower on a GPU and come in any order.
+    back: `[N copies]`, the places of the first row's copies in the result, then of the second row's, and so on. With it
+    the gradient is a gather and a sum in fixed order; scattered additions are slower on a GPU and come in any order.
     """
 
     @staticmethod
@@ -80,7 +80,8 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 
 def _chosen_of_all(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Every row through every map, then a choice: for the few rows of a decoding step, whose graph may not wait."""
+    """Sends every row through every map, then picks: for the few rows of a decoding step, whose CUDA graph cannot wait
+    for the sizes of the groups."""
     row = torch.arange(len(x), device=x.device)
     group = torch.searchsorted(ends, row, right=True)
     return (x @ weight.transpose(1, 2))[group, row]

@@ -2,8 +2,8 @@
 
     queries [B, T, H, d]   keys, values [B, S, G, d]   ->   [B, T, H, d]      (G divides H)
 
-A layer asks for `Scores`. A kernel declares which of them it supports and where. Once per forward pass it turns a
-pattern and a layout into the mask that it wants (`make_mask`); then every layer with that pattern calls it.
+`Scores` describe what a layer computes. A kernel declares which of them it supports, and where. Once per forward pass
+it turns a pattern and a layout into its own kind of mask (`make_mask`); then every layer with that pattern calls it.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Scores:
     """What the attention of one layer computes, apart from its weights.
 
     softcap: scores s become softcap * tanh(s / softcap).
-    bias: (head, query position, key position) -> what is then added to a score, elementwise; or None.
+    bias: (head, query position, key position) -> what is added to a score after the soft-cap, elementwise; or None.
     """
 
     pattern: Pattern
@@ -39,7 +39,7 @@ class Place:
     """Where a pass is computed, and what kind of pass it is.
 
     device: "cpu", "cuda". gradient: whether a backward pass may follow. cached: whether keys come from a cache.
-    tokens: of each row; None: many. compiled: whether torch.compile compiles the pass.
+    tokens: the number of tokens in each row; None: many. compiled: whether torch.compile compiles the pass.
     """
 
     device: str
@@ -56,28 +56,28 @@ class Place:
 
 
 class Kernel:
-    """The contract. Class attributes declare what a kernel can do; the defaults are: everything, everywhere."""
+    """The contract. Class attributes declare what a kernel can do; by default everything, everywhere."""
 
     patterns: Literal["any", "bands"] = "any"  # bands: every query attends to its last w keys
     bias = True
     softcap = True
-    cache = True  # computes passes whose keys come from a cache; `auto` takes over those of a kernel without it
-    decoding_only = False  # computes passes of one query a row only; `auto` chooses it, nobody names it
+    cache = True  # reads keys from a cache; passes that a named kernel cannot read are computed as under `auto`
+    decoding_only = False  # computes only passes of one query per row; only `auto` can choose it
     devices: tuple[str, ...] | None = None  # None: any
     gradient_devices: tuple[str, ...] | None = None  # None: any of `devices`
     dtypes: tuple[torch.dtype, ...] | None = None  # None: any
     head_dims: range | None = None  # on a GPU; None: any
 
     def refusal(self, scores: Scores, place: Place | None = None) -> str | None:
-        """Why this kernel cannot compute a layer: anywhere at all, or, given a place, there on this machine."""
+        """Why this kernel cannot compute a layer at all or, given a place, there on this machine. None: it can."""
         return self.declared_refusal(scores, place) or (None if place is None else self.missing())
 
     def declared_refusal(self, scores: Scores, place: Place | None = None) -> str | None:
-        """The same by what the kernel declares, on any machine."""
+        """Like `refusal`, but only by what the kernel declares, whatever the machine."""
         return self._refusal_of(scores) or (None if place is None else self._refusal_at(place, scores))
 
     def missing(self) -> str | None:
-        """What this machine, which has one of `devices`, lacks for it: a package, a newer GPU."""
+        """What this machine lacks for the kernel, although it has one of `devices`: a package, a newer GPU."""
         return None
 
     def make_mask(self, scores: Scores, layout: Layout, dtype: torch.dtype) -> Any:
@@ -141,7 +141,7 @@ def check_kernel(name: str) -> None:
 def choose_kernel(name: str, scores: Scores, place: Place) -> str:
     """The kernel that computes a layer at a place: the one named, or for `auto` the fastest that supports it.
 
-    A pass with a cache that the named kernel does not read is computed as by `auto`.
+    If the named kernel does not read a cache, passes with a cache are computed as under `auto`.
 
     Raises:
         AblateError: the named kernel cannot compute the layer, with the reason.
@@ -159,11 +159,11 @@ def require_kernel(name: str, scores: Scores, place: Place | None = None) -> Non
         raise AblateError(f"model.kernel={name}: {reason}; choose another kernel, or auto")
 
 
-SHORT = 512  # keys up to which a CPU trains faster by plain products in low precision, as measured
+SHORT = 512  # up to this many keys, a CPU trains faster by plain products in low precision, as measured
 
 
 def fastest_first(place: Place) -> tuple[str, ...]:
-    """Kernels in the order of their speed at a place. The last one, the reference, supports everything."""
+    """Kernels by their speed at a place, the fastest first. The last one, the reference, supports everything."""
     if place.device == "cuda":
         if place.gradient:
             return "flash", "varlen", "flex", "sdpa", "reference"

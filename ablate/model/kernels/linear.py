@@ -1,6 +1,6 @@
-"""Products of a linear map, x `[..., D]` and weight `[E, D]` -> `[..., E]`, each by the way that is fastest for it.
+"""The product of a linear map, x `[..., D]` and weight `[E, D]` -> `[..., E]`, by the fastest of several ways.
 
-Torch's F.linear is one of them. On a CPU others are faster: for training, for few rows, for bf16 without hardware.
+One is torch's F.linear. On a CPU others are faster: for training, for few rows, for bf16 without hardware.
 """
 
 import math
@@ -76,10 +76,10 @@ def training_product(device: str, dtype: torch.dtype, autocast: bool) -> str:
 def _sums(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """One row, as sums: torch.compile makes one loop of them, which reads the weight nearly at the memory's speed.
 
-    In GB/s, where an AMD Zen 3 with two threads reads about 35, for a weight of 4096 x 512: 29 in fp32 and 22 in bf16;
-    a loop that reads one row at a time 22 and 17; the BLAS 10-13 and 11-15.
+    Measured for a weight of 4096 x 512 on an AMD Zen 3, whose memory gives two threads about 35 GB/s: 29 GB/s in fp32
+    and 22 in bf16; a loop that reads one row at a time: 22 and 17; the BLAS: 10-13 and 11-15.
     """
-    row = x.float().as_strided(weight.shape[1:], (1,))  # computed before the loop, not again in each of its turns
+    row = x.float().as_strided(weight.shape[1:], (1,))  # so that it is computed before the loop, not in each iteration
     parts = weight.chunk(1 if len(weight) % _TOGETHER else _TOGETHER)
     y = torch.cat([(part.float() * row).sum(-1) for part in parts])
     y = y if bias is None else y + bias
@@ -87,14 +87,14 @@ def _sums(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _widened(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """bf16 by products in fp32."""
+    """A bf16 product, computed in fp32."""
     return linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
 
 def _by_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A batch of products, each with a part of the weight's rows, so that each thread reads one part."""
     parts = weight.view(math.gcd(_threads(), len(weight)), -1, weight.shape[1])
-    # As columns of a transposed matrix, even a single one: a column of its own would go another, slower way.
+    # Columns of a transposed matrix, even if there is only one: torch is slower for a plain single column.
     columns = x.reshape(-1, x.shape[-1]).t().expand(len(parts), -1, -1)
     y = torch.bmm(parts, columns)
     if y.shape[-1] > 1:

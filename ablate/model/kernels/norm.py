@@ -16,7 +16,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class _Eager(torch.autograd.Function):
-    """Under autocast the result is in the lower precision, so that the projections need not each cast it."""
+    """Under autocast it returns the lower precision, so that the projections need not each cast the result."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:

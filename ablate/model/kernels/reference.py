@@ -9,7 +9,7 @@ from ablate.model.masks import Layout, dense_mask
 
 @register("reference")
 class Reference(Kernel):
-    """softmax(q k^T / sqrt(d)) v: the judge of the other kernels (Vaswani et al. 2017)."""
+    """softmax(q k^T / sqrt(d)) v, against which the other kernels are tested (Vaswani et al. 2017)."""
 
     def make_mask(self, scores: Scores, layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         return dense_mask(scores.pattern, layout), dense_bias(scores, layout)

@@ -35,7 +35,7 @@ class Additive(Kernel):
 
 @register("sdpa")
 class SDPA(Additive):
-    """torch.nn.functional.scaled_dot_product_attention: plain causal where that is all, else with a dense mask."""
+    """torch.nn.functional.scaled_dot_product_attention: plain causal if that is enough, else with a dense mask."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: tuple[Tensor | None, bool], scores: Scores) -> Tensor:
         bias, causal = mask

@@ -56,7 +56,7 @@ class Packed(Kernel):
 
 
 def sequence_bounds(documents: Tensor, max_documents: int | None) -> Tensor:
-    """The start of each run of equal `documents` `[B, T]`, counted over all rows end to end, and the end: int32.
+    """The start of each run of equal `documents` `[B, T]` in all rows laid end to end, then their end: int32.
 
     The shape is `[B max_documents + 1]`, whatever the data, so that the host need not wait for the device: the end is
     repeated, as empty sequences. With `max_documents=None` the host waits.
