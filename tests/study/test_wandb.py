@@ -1,4 +1,4 @@
-"""Studies on Weights & Biases, by what it writes offline."""
+"""Studies on Weights & Biases, checked in the files that wandb writes offline."""
 
 import glob
 import json
