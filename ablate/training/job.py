@@ -86,7 +86,7 @@ def train(config: DictConfig, overrides: list[str], job: int | None = None, swee
 class Settled:
     """The configuration of a run.
 
-    overrides: those of the run, without those that say where its folder is.
+    overrides: the run's, except those for the place of its folder.
     resuming: whether it continues the run in `config.run_dir`.
     """
 

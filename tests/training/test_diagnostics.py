@@ -1,4 +1,4 @@
-"""Models that can learn the diagnostic tasks do so, at the defaults. Bounds: experiments/diagnostics, with some room."""
+"""Models that can learn a diagnostic task do so, at the defaults. Bounds: experiments/diagnostics, with some room."""
 
 import pytest
 

@@ -60,7 +60,7 @@ def _spent(study: Study, arms: list[ArmRuns], unequal: tuple[float, float] | Non
         means = {arm.name: fmean(s) for arm in arms if (s := [t for run in arm.finished if (t := run.spent(SECONDS))])}
         if means and max(means.values()) > 1.1 * min(means.values()):
             took = ", ".join(f"{arm} {duration(seconds)}" for arm, seconds in means.items())
-            yield f"Timings before the study set the steps; the runs themselves took unequal times: {took} each."
+            yield f"Timings before the runs set the steps; the runs themselves took unequal times: {took} each."
     elif unequal:
         yield f"The runs took unequal numbers of {HELD[study.hold]}, {short(unequal[0])} to {short(unequal[1])}."
 
@@ -109,8 +109,8 @@ def _seeds(study: Study, arms: list[ArmRuns]) -> Iterator[str]:
     baseline, ended = arms[0], {seed for arm in arms for seed in arm.ends}
     for arm in arms[1:]:
         for one, other in ((arm, baseline), (baseline, arm)):
-            if alone := sorted(one.ends.keys() - other.ends.keys()):
-                yield f"{arm.name}: seeds left out because only {one.name} has them: {listed(alone)}."
+            if unpaired := sorted(one.ends.keys() - other.ends.keys()):
+                yield f"{arm.name}: seeds left out because only {one.name} has them: {listed(unpaired)}."
     if missing := sorted(set(study.seeds) - ended):
         yield f"Seeds without a run that finished or diverged: {listed(missing)}."
     if further := sorted(ended - set(study.seeds)):

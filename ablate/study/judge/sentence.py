@@ -19,10 +19,10 @@ def sentence(contest: Contest) -> str:
         corrected = f"{p_value(contest.p_holm)} after correction for {paired.arms} arms (Holm)"
         finite += f"; p is {p_value(paired.statistics.p)}, but {corrected}"
     if contest.by_divergence or verdict != contest.by_values:
-        alone, other = paired.diverged_alone
+        only_arm, only_baseline = paired.diverged_alone
         p = f" (exact McNemar p {p_value(paired.p_diverged)})" if contest.by_divergence else ""
-        seeds = f"of {len(paired.ended)} seeds, {alone} diverged only in this arm and {other} only in the baseline{p}"
-        return f"{verdict}: {seeds}; where both finished, {finite}"
+        counts = f"{only_arm} diverged only in this arm and {only_baseline} only in the baseline"
+        return f"{verdict}: of {len(paired.ended)} seeds, {counts}{p}; where both finished, {finite}"
     if arm.diverged or baseline.diverged:
         of_arm, of_baseline = (f"{one.diverged} of {len(one.ends)}" for one in (arm, baseline))
         finite += f"; diverged: {of_arm} runs, and {of_baseline} of the baseline"

@@ -1,4 +1,4 @@
-"""The tables of a report: what each arm is and does, what the tests say, and where the configurations differ."""
+"""The tables of a report: the figures of each arm, the tests, and where the configurations differ."""
 
 from collections.abc import Callable
 from typing import Any
