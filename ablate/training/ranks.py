@@ -42,7 +42,7 @@ class Ranks:
     """This process among all that train the model.
 
     count: processes on all nodes together. local: processes on this node. rank: the number of this process.
-    folder: the run folder, if another process or the user has already chosen it.
+    folder: the run folder that rank 0 or the user has named; None where this process may make one.
     """
 
     count: int = 1
