@@ -1,4 +1,4 @@
-"""`python compare.py`: a verdict from runs that exist already, those of a study or of any sweep."""
+"""`python compare.py`: a verdict from existing runs, of a study or of any sweep."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ablate.study.terminal import show_verdict
 
 
 def compare(config: DictConfig) -> None:
-    """Carries out `conf/compare.yaml` with the user's overrides.
+    """Judges the runs in `config.runs`, prints the verdict and writes the report. config: see `conf/compare.yaml`.
 
     Raises:
         AblateError: no runs, only one arm, a baseline that is not an arm, or a metric that no run logged.
@@ -34,7 +34,7 @@ def compare(config: DictConfig) -> None:
 
 
 def study_of(records: list[RunRecord], baseline: str | None, metric: str | None, margin: float | None) -> Study:
-    """The study that the runs belong to, or one made of their arms. The arguments override what the runs say.
+    """The study that the runs belong to, or one made of their arms. The arguments override the study's own values.
 
     Raises:
         AblateError: the baseline is not an arm, or there is only one arm.
@@ -42,7 +42,7 @@ def study_of(records: list[RunRecord], baseline: str | None, metric: str | None,
     node = _node(records)
     arms = list(dict.fromkeys(record.arm for record in records))
     if len(arms) < 2:
-        raise AblateError(f"runs: all {len(records)} are of one arm, '{arms[0]}': there is nothing to compare")
+        raise AblateError(f"runs: all {len(records)} belong to one arm, '{arms[0]}'; expected at least two arms")
     chosen = _arm(arms, baseline) if baseline else _default_baseline(arms, node)
     return Study(
         name=node.get("name") or "comparison",
@@ -69,7 +69,7 @@ def _node(records: list[RunRecord]) -> dict[str, Any]:
 
 
 def _kept_claims(node: dict[str, Any], arms: list[str], baseline: str, metric: str | None) -> dict[str, Claim]:
-    """The study's claims, if its own baseline and metric are used: they say nothing about others."""
+    """The study's claims; none with another baseline or metric, because the claims are not about these."""
     if node.get("baseline") != baseline or metric not in (None, node.get("metric")):
         return {}
     return read_claims({arm: claim for arm, claim in (node.get("claims") or {}).items() if arm in arms}, arms, baseline)
@@ -92,7 +92,7 @@ def _arm(arms: list[str], wanted: str) -> str:
 
 
 def _tuned(records: list[RunRecord], folder: Path) -> dict[str, Any] | None:
-    """The learning rates that the study tuned, chosen again from its tuning runs; None if it tuned none."""
+    """The learning rates, chosen again from the study's tuning runs; None if the study did not tune."""
     node = records[0].study
     if node.get("tune") is None or not folder.is_dir():
         return None

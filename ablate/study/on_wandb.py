@@ -1,5 +1,5 @@
-"""A study on Weights & Biases: its verdict as one more run of its group, what is left to upload, and a dashboard that
-compares the arms (by wandb-workspaces, an extra)."""
+"""Logs a study's verdict to Weights & Biases as one more run of its group, says how to upload offline runs, and makes a
+dashboard that compares the arms (with wandb-workspaces, an extra)."""
 
 import re
 import shlex
@@ -25,9 +25,9 @@ _MOST = 100  # runs or arms in one plot; wandb's default is ten
 
 
 def log_verdict(verdict: Verdict, report: Path, logger: DictConfig, folder: Path) -> None:
-    """Logs the verdict and the report of the study in `folder`, and prints what the user has to do by hand.
+    """Logs the verdict and the report of the study in `folder`, and prints what is left for the user to do.
 
-    A failure here is only a warning, because the study has its report.
+    A failure here is only a warning, because the report is already on disk.
 
     report: the report's folder. logger: `logger.wandb` of the configuration.
     """
@@ -38,11 +38,11 @@ def log_verdict(verdict: Verdict, report: Path, logger: DictConfig, folder: Path
             print(f"wandb: {run.url}", flush=True)
             _show_dashboard(run, verdict.study.metric, folder)
         if waiting := _waiting(folder):
-            print(f"wandb: runs not uploaded: {len(waiting)}; to upload them: {sync_command(folder)}", flush=True)
+            print(f"wandb: runs not uploaded: {len(waiting)}; upload them with: {sync_command(folder)}", flush=True)
         if not connected:
             print(
-                "wandb: once they are there, the same command again makes a dashboard, if wandb is online "
-                f"(wandb login, WANDB_MODE unset){'' if INSTALLED else ' and has wandb-workspaces (pip install)'}",
+                f"wandb: for a dashboard, {'' if INSTALLED else 'pip install wandb-workspaces, '}go online (wandb "
+                "login, WANDB_MODE unset), upload the runs, and run the same command again",
                 flush=True,
             )
     except Exception as error:
@@ -63,7 +63,7 @@ def _waiting(folder: Path) -> list[Path]:
 
 
 def _log(verdict: Verdict, report: Path, logger: DictConfig, folder: Path, connected: bool) -> wandb.Run:
-    """Logs to the one run that belongs to the study's folder, which is resumed if it exists."""
+    """Logs to the one wandb run that belongs to the study's folder; resumes it if it exists."""
     study = verdict.study
     with wandb.init(
         project=logger.project,
@@ -106,7 +106,7 @@ def _row(arm: ArmVerdict) -> list[Any]:
 
 
 def _show_dashboard(run: wandb.Run, metric: str, folder: Path) -> None:
-    """Prints the dashboard's address, and makes it the first time. It shows the group, so later runs are in it."""
+    """Prints the dashboard's address; makes the dashboard the first time. It shows the group, with all later runs."""
     kept = folder / "wandb" / "dashboard.txt"
     if kept.is_file():
         print(f"wandb: dashboard: {kept.read_text().strip()}", flush=True)
@@ -115,7 +115,7 @@ def _show_dashboard(run: wandb.Run, metric: str, folder: Path) -> None:
         kept.write_text(f"{address}\n")
         print(f"wandb: dashboard: {address}", flush=True)
     else:
-        print("wandb: for a dashboard: pip install wandb-workspaces, then the same command again", flush=True)
+        print("wandb: for a dashboard, pip install wandb-workspaces and run the same command again", flush=True)
 
 
 def make_dashboard(entity: str, project: str, group: str, metric: str) -> str:
@@ -124,7 +124,7 @@ def make_dashboard(entity: str, project: str, group: str, metric: str) -> str:
 
 
 def dashboard(entity: str, project: str, group: str, metric: str) -> "Workspace":
-    """The runs of `group`: curves and final values by arm, which is the job type, and the metric against speed."""
+    """Shows the runs of `group`: curves and final values by arm (the job type), and the metric against speed."""
     from wandb_workspaces.reports import v2 as panels
     from wandb_workspaces.workspaces import RunsetSettings, Section, Workspace, WorkspaceSettings
 
@@ -156,5 +156,5 @@ def dashboard(entity: str, project: str, group: str, metric: str) -> "Workspace"
 
 
 def _quoted(text: str) -> str:
-    """A text for a filter. wandb-workspaces doubles a single =, < or > wherever it stands, so these are escaped."""
+    """Quotes a text for a filter. wandb-workspaces doubles every single =, < or >, so these are escaped."""
     return re.sub("[=<>]", lambda sign: f"\\x{ord(sign[0]):02x}", repr(text))

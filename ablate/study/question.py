@@ -1,4 +1,4 @@
-"""What a study asks: the node `study` of an experiment, checked."""
+"""The question of a study: reads and checks the node `study` of an experiment."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ Expectation = Literal["better", "worse", "equivalent", "not worse", "report"]
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What one arm is expected to be against the baseline. source: who expects it. `report`: nothing is claimed."""
+    """How one arm is expected to compare with the baseline. source: who expects it. expect=report: no claim is made."""
 
     expect: Expectation
     source: str | None = None
@@ -28,9 +28,9 @@ class Claim:
 class Study:
     """A baseline, its arms, the seeds, the budget rule and the claims under test.
 
-    arms: name -> overrides, the baseline's too. margin: differences within it count as none; in the metric's unit.
+    arms: name -> overrides, with the baseline. margin: differences within it count as none; in the metric's unit.
     match: the budget that each arm shares with the baseline, within 1%. match_by: the size that is changed to match it.
-    hold: what each run spends as much of as the baseline: tokens, training FLOPs or seconds.
+    hold: what all runs spend equally: tokens, training FLOPs or seconds.
     """
 
     name: str
@@ -53,17 +53,17 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """The learning rates that each arm tries, and the seeds with which it does, which are used for nothing else."""
+    """The learning rates that each arm tries, and the seeds that are used only for this."""
 
     grid: list[float]
     seeds: list[int]
 
 
 def read_study(node: Mapping[str, Any]) -> tuple[Study, Tuning | None]:
-    """The study that a resolved node `study` describes, and how it tunes learning rates, if it does.
+    """Reads a resolved node `study`: the study, and how it tunes learning rates (None: it does not).
 
     Raises:
-        AblateError: an unknown key, a value of the wrong type, or arms, seeds or claims that make no study.
+        AblateError: an unknown key, a value of the wrong type, or invalid arms, seeds or claims.
     """
     given = {key: value for key, value in node.items() if key not in ("arm", "stage")}
     tune, grid, tuning_seeds = (given.pop(key, None) for key in ("tune", "lr_grid", "tuning_seeds"))
@@ -71,7 +71,7 @@ def read_study(node: Mapping[str, Any]) -> tuple[Study, Tuning | None]:
     check.choice("study.design", design, DESIGNS)
     if factors:
         if given.get("arms"):
-            raise AblateError("study.arms and study.factors: give one of the two")
+            raise AblateError("study.arms and study.factors: give only one of the two")
         given["arms"], given["baseline"] = _designed(factors, design)
     claims = read_claims(given.pop("claims", None) or {}, given.get("arms") or {}, given.get("baseline"))
     study = Study(**{**check_options("study", "a study", Study, given), "claims": claims})
@@ -86,7 +86,7 @@ def _check(study: Study) -> None:
     if study.baseline not in study.arms:
         raise AblateError(f"study.baseline: no arm '{study.baseline}'{did_you_mean(study.baseline, study.arms)}")
     if len(study.arms) < 2:
-        raise AblateError("study.arms: nothing to compare; give the baseline and one arm more")
+        raise AblateError("study.arms: nothing to compare; give the baseline and at least one other arm")
     _check_seeds("study.seeds", study.seeds)
     check.number("study.margin", study.margin, above=0, hint=f"in units of {study.metric}")
 
@@ -97,7 +97,7 @@ def _check_seeds(key: str, seeds: Any) -> None:
     for seed in seeds:
         check.seed(key, seed)
     if len(set(seeds)) < len(seeds):
-        raise AblateError(f"{key}={seeds}: it names a seed twice")
+        raise AblateError(f"{key}={seeds}: a seed is listed twice; list each once")
 
 
 def read_claims(node: Any, arms: Collection[str], baseline: Any) -> dict[str, Claim]:
@@ -113,7 +113,7 @@ def read_claims(node: Any, arms: Collection[str], baseline: Any) -> dict[str, Cl
             raise AblateError(f"study.claims.{arm}: no such arm{did_you_mean(arm, arms)}")
         if arm == baseline:
             raise AblateError(
-                f"study.claims.{arm}: this is the baseline, and claims compare arms with it; leave it out"
+                f"study.claims.{arm}: this is the baseline, and a claim compares another arm with it; leave it out"
             )
     return {arm: Claim(**check_options(f"study.claims.{arm}", "a claim", Claim, claim)) for arm, claim in node.items()}
 
@@ -128,14 +128,12 @@ def _tuning(study: Study, tune: Any, grid: Any, seeds: Any) -> Tuning | None:
     _check_seeds("study.tuning_seeds", seeds)
     shared = set(seeds) & set(study.seeds)
     if shared:
-        raise AblateError(
-            f"study.tuning_seeds: {min(shared)} is one of study.seeds; winners are confirmed on fresh ones"
-        )
+        raise AblateError(f"study.tuning_seeds: {min(shared)} is one of study.seeds; choose other seeds for tuning")
     return Tuning(grid=sorted(map(float, rates)), seeds=seeds)
 
 
 def _designed(factors: Any, design: Any) -> tuple[dict[str, list[str]], str]:
-    """The arms of a design over factors, `{key: [values]}`, and the name of the baseline.
+    """The arms that a design makes of factors, `{key: [values]}`, and the name of the baseline.
 
     factors a: [0, 1], b: [0, 1]     baseline     arms
     one_at_a_time                    a0 b0        a1 b0, a0 b1

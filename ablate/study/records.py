@@ -1,4 +1,4 @@
-"""What a study knows of its runs: config.yaml, summary.json and metrics.csv of each run folder, and nothing else."""
+"""Reads the runs of a study, only from config.yaml, summary.json and metrics.csv in each run folder."""
 
 import csv
 import math
@@ -39,23 +39,23 @@ class RunRecord:
 
     @property
     def corpus(self) -> str | None:
-        """The corpus' fingerprint."""
+        """The fingerprint of the corpus."""
         return self.recorded("corpus.fingerprint")
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The part of its configuration that changes what it computes, without the seed."""
+        """The part of the run's configuration that changes what it computes, without the seed."""
         return settings(self.config)
 
     @property
     def study(self) -> dict[str, Any]:
-        """The node `study` of its configuration; empty for a run of no study."""
+        """The node `study` of the run's configuration; empty for a run outside a study."""
         node = self.config.get("study")
         return node if isinstance(node, dict) else {}
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The final value of each metric that it logged."""
+        """The final value of each metric that the run logged."""
         metrics = self.summary.get("metrics")
         return metrics if isinstance(metrics, dict) else {}
 
@@ -64,14 +64,14 @@ class RunRecord:
         return _finite(self.metrics.get(name))
 
     def recorded(self, keys: str) -> Any:
-        """The value at `a.b.c` in its summary; None where there is none."""
+        """The value at `a.b.c` in the run's summary; None if it is missing."""
         value: Any = self.summary
         for key in keys.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         return value
 
     def figure(self, keys: str) -> float | None:
-        """The finite number at `a.b.c` in its summary; None where there is none."""
+        """The finite number at `a.b.c` in the run's summary; None if it is missing."""
         return _finite(self.recorded(keys))
 
     def curve(self, name: str) -> list[tuple[int, float]]:
@@ -108,7 +108,7 @@ class RunRecord:
         return tokens / rate if rate else None
 
     def spent(self, axis: str) -> float | None:
-        """The cost of all its steps in tokens (padding counts), training FLOPs or seconds of training."""
+        """The cost of all steps of the run in tokens (padding counts), training FLOPs or seconds of training."""
         steps, cost = self.summary.get("steps"), self.cost_of_step(axis)
         return steps * cost if isinstance(steps, int) and cost else None
 
@@ -121,22 +121,25 @@ def read_runs(folder: Path) -> list[RunRecord]:
 def read_any_runs(folder: Path) -> list[RunRecord]:
     """The runs in `folder` and below, sorted by path.
 
-    A run of a study belongs to the study's arm. If there are none, an arm is named by the overrides that not all of the
-    runs have.
+    A run of a study belongs to the arm that the study gave it. If no run is of a study, an arm's name is the overrides
+    that only some of the runs have.
 
     Raises:
-        AblateError: the folder does not exist, or holds no run that can be read.
+        AblateError: the folder does not exist, or holds no readable run.
     """
     if not folder.is_dir():
-        raise AblateError(f"runs={folder}: no such folder; expected one with run folders in it, such as one of a sweep")
+        raise AblateError(f"runs={folder}: no such folder; expected one with run folders in it, such as a sweep's")
     runs = _all_runs(folder)
     if not runs:
-        raise AblateError(f"runs={folder}: there is no run folder in it that can be read, with a summary.json")
+        raise AblateError(f"runs={folder}: no readable run in it; expected folders with a config.yaml and summary.json")
     studied = [run for run in runs if run.arm]
     if not studied:
         return _named_by_overrides(runs)
     if len(studied) < len(runs):
-        warn(f"runs={folder}: left out {len(runs) - len(studied)} runs that belong to no study; name their own folder")
+        warn(
+            f"runs={folder}: left out {len(runs) - len(studied)} runs that belong to no study; to compare these, give "
+            "their folder"
+        )
     judged = [run for run in studied if run.study.get("stage") != "tuning"]
     if not judged:
         raise AblateError(f"runs={folder}: it holds only tuning runs; continue with the study's own command")
@@ -151,20 +154,20 @@ def _named_by_overrides(runs: list[RunRecord]) -> list[RunRecord]:
 
 
 def _changes(run: RunRecord) -> list[str]:
-    """The overrides of a run that change what it computes, without the seed."""
+    """A run's overrides that change what it computes, without the seed."""
     overrides = [str(override).lstrip("+") for override in run.summary.get("overrides", [])]
     return sorted(without(overrides, ("seed", "experiment", *ASIDE)))
 
 
 def _named_by_study(runs: list[RunRecord]) -> list[RunRecord]:
-    """The runs; if they belong to several studies, the study's name goes before the arm's."""
+    """The runs. If they belong to several studies, their arms are named `study/arm`."""
     if len({run.study.get("name") for run in runs}) == 1:
         return runs
     return [replace(run, arm=f"{run.study.get('name')}/{run.arm}") for run in runs]
 
 
 def _all_runs(folder: Path) -> list[RunRecord]:
-    """Every run, with the arm '' for those of no study."""
+    """Every run; a run outside a study has the arm ''."""
     runs = []
     for path in sorted(path.parent for path in folder.rglob("summary.json")):
         try:
@@ -178,9 +181,7 @@ def _read(path: Path) -> RunRecord:
     config, summary = read_config(path), read_summary(path)
     seed, study = config.get("seed", summary.get("seed")), config.get("study")
     if not isinstance(seed, int) or not isinstance(study, dict | None):
-        raise AblateError(
-            f"{path}: config.yaml has no seed, or a study that is damaged; restore it, or move the folder"
-        )
+        raise AblateError(f"{path}: config.yaml has no seed, or a damaged study; restore it, or move the folder away")
     return RunRecord(path, (study or {}).get("arm") or "", seed, summary.get("status", "running"), config, summary)
 
 

@@ -41,12 +41,12 @@ from ablate.study.terminal import show_plan, show_verdict
 
 
 def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: Launch) -> None:
-    """Runs the study that `config` describes, as far as it has not been run yet, and writes its report.
+    """Runs what is left to run of the study that `config` describes, and writes its report.
 
     config: Hydra's configuration, with the node `hydra`. arguments: the command line's overrides.
 
     Raises:
-        AblateError: before any training, what the user can mend; at the end, that runs failed.
+        AblateError: a mistake that the user can mend, before any training; at the end, runs that failed.
     """
     study, tuning, shared = _read(config, arguments)
     folder = Path(config.hydra.sweep.dir)
@@ -87,7 +87,7 @@ def sweep(config: DictConfig, arguments: list[str], compose: Compose, launch: La
 
 
 def _read(config: DictConfig, arguments: list[str]) -> tuple[Study, Tuning | None, list[str]]:
-    """The study with the command line's seeds, how its learning rates are tuned, and the overrides of all runs."""
+    """The study with the command line's seeds, how it tunes learning rates, and the overrides that all runs share."""
     if config.get("study") is None:
         raise AblateError("hydra/sweeper=study: no study is configured; choose one with experiment=NAME")
     node = plain(config.study)
@@ -100,7 +100,7 @@ def _read(config: DictConfig, arguments: list[str]) -> tuple[Study, Tuning | Non
 
 
 def _plan(study: Study, compose: Compose, shared: list[str], hydra: DictConfig, folder: Path) -> list[Arm]:
-    """The arms, matched and with their numbers of steps, once all is checked that can be checked before training."""
+    """Composes and matches the arms, sets their numbers of steps, and checks what can be checked before training."""
     arms = plan_arms(study, compose, shared)
     check_metric(study, arms[0])
     check_devices(hydra, arms)
@@ -116,7 +116,7 @@ def _jobs(folder: Path, arms: list[Arm], seeds: list[int]) -> list[Job]:
 
 
 def _tune(study: Study, tuning: Tuning, trials: list[Job], run: "_Runner") -> dict[str, Any]:
-    """Runs the trials and returns what `choose` makes of them.
+    """Runs the trials and returns the learning rates that `choose` picks from them.
 
     Raises:
         AblateError: a trial failed.
@@ -137,7 +137,7 @@ def _tune(study: Study, tuning: Tuning, trials: list[Job], run: "_Runner") -> di
 class _Runner:
     """Hands jobs to the launcher. A job that fails does not stop the others.
 
-    every: the folders of all runs of the study, which the progress lines count.
+    every: the folders of all runs of the study; the progress lines count them.
     """
 
     def __init__(self, folder: Path, every: list[Path], launch: Launch, hydra: DictConfig):
@@ -146,7 +146,7 @@ class _Runner:
         self._launched = 0
 
     def __call__(self, jobs: list[Job]) -> int:
-        """Runs the jobs that have not ended yet; returns how many failed."""
+        """Runs the jobs that have not finished or diverged yet; returns how many failed."""
         for job in jobs:
             check_folder(job)
         progress = Progress.begin(self.folder, self._every)

@@ -16,7 +16,7 @@ def show_plan(study: Study, arms: list[Arm], folder: Path) -> None:
     out.print(f"[bold]{study.name}[/bold]: ", end="")
     out.print(study.question, markup=False, highlight=False, soft_wrap=True)
     costs = ("parameters", "without emb.", "active", "FLOPs/token", "cache/token")
-    table = Table("arm", *costs, "to baseline", "matched by", "steps", header_style="bold")
+    table = Table("arm", *costs, "vs baseline", "matched by", "steps", header_style="bold")
     for arm in arms:
         cost, matched = arm.matched.budget, arm.matched
         table.add_row(
@@ -28,7 +28,7 @@ def show_plan(study: Study, arms: list[Arm], folder: Path) -> None:
             str(arm.config["trainer"]["max_steps"]),
         )
     out.print(table)
-    rule = {"params": "as many parameters", "flops": "as many FLOPs a token", "none": "no budget matched"}[study.match]
+    rule = {"params": "equal parameters", "flops": "equal FLOPs a token", "none": "no budget matched"}[study.match]
     runs = f"{len(arms)} arms x {counted(len(study.seeds), 'seed')}"
     out.print(f"{runs}, {rule}, equal {study.hold}; in {folder}", highlight=False)
 

@@ -9,17 +9,17 @@ from ablate.data.rows import PackedRows
 from ablate.model.decoder import Decoder
 from ablate.model.loss import token_losses
 
-REACH = 4  # how far to read, in contexts
+REACH = 4  # contexts to read of each document, at most
 BINS = 16  # in each context
-DOCUMENTS = 32  # at most so many are read
+DOCUMENTS = 32  # to read, at most
 
 
 @torch.inference_mode()
 def loss_by_position(model: Decoder, validation: RowSource) -> dict[str, Any] | None:
     """Mean loss of validation tokens, in nats, between positions `edges[i]` and `edges[i + 1]` of their document.
 
-    Reads each document that is at least as long as the context by itself, from its beginning up to four contexts, or
-    up to the last learned position. The list ends before the first bin that no document reaches.
+    Reads documents that are at least as long as the context, each by itself, from its beginning up to four contexts or
+    the last learned position. The list ends before the first bin that no document fills.
 
     Returns None for a task, and for a corpus of short documents.
     """

@@ -61,13 +61,13 @@ class RandomState(Callback):
         self._restored = state["random"]
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch, batch_idx: int) -> None:
-        if len(self._restored) == trainer.world_size:  # another number of processes starts with fresh ones
+        if len(self._restored) == trainer.world_size:  # with another number of processes, all start with fresh states
             _set_rng_states(self._restored[trainer.global_rank])
         self._restored = []
 
 
 def _plain(states: dict[str, Any]) -> dict[str, Any]:
-    """The states with numpy's array as a list: a checkpoint holds plain data."""
+    """The states with numpy's array as a list, because a checkpoint holds only plain data."""
     name, keys, *rest = states["numpy"]
     return {**states, "numpy": (name, [int(key) for key in keys], *rest)}
 
@@ -135,8 +135,8 @@ class GracefulStop(Callback):
 class Throughput(Callback):
     """Logs `train/tokens_per_s` and `train/mfu` over each logging interval, without the time of validation.
 
-    tokens_per_s counts the tokens of all ranks. mfu, model FLOPs utilisation, is training FLOP/s over the peak FLOP/s
-    of all their devices (Chowdhery et al. 2022).
+    tokens_per_s counts the tokens of all ranks. mfu, model FLOPs utilisation, is training FLOP/s divided by the peak
+    FLOP/s of all their devices (Chowdhery et al. 2022).
 
     flops_per_token: training FLOPs. peak_flops: FLOP/s of matrix products on one device. ranks: their number.
     """
@@ -178,8 +178,8 @@ class RouterStatistics(Callback):
     """Logs what the routers of mixtures of experts did in the last batch of each logged step.
 
     `train/router_entropy` (nats) and `train/router_dropped` (share of all choices) are means over layers;
-    `train/router_load/LAYER.EXPERT` is the share of the layer's choices that fell on the expert. Reading them makes
-    the process wait for the GPU, so other steps are left out.
+    `train/router_load/LAYER.EXPERT` is the share of the layer's choices that fell on the expert. Other steps are left
+    out, because reading these numbers makes the process wait for the GPU.
     """
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:

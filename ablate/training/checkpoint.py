@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and the newest readable one."""
+"""Writes checkpoints completely or not at all, and finds the newest readable one."""
 
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from ablate.files import replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, then renames. Lightning writes to the system's temporary folder first, from where a
-    move may be a copy that a kill cuts short."""
+    """Writes beside the target, then renames. Lightning writes to the system's temporary folder first, and the move
+    from there may be a copy that a kill cuts short."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         with replacing(Path(path)) as beside, beside.open("wb") as file:
@@ -20,10 +20,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def last_good_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` that can be read completely, as plain data; None if there is none at all.
+    """The newest checkpoint in `folder` that can be read completely, as plain data; None if the folder has none.
 
     Raises:
-        AblateError: there are checkpoints, and none can be read.
+        AblateError: there are checkpoints, but none can be read.
     """
     checkpoints = sorted(folder.glob("step=*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in checkpoints:

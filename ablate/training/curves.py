@@ -13,7 +13,7 @@ from ablate.files import replacing
 class Curves(Logger):
     """Keeps all rows in memory and replaces the whole file after each validation.
 
-    Lightning's CSVLogger deletes the earlier curves when a run is resumed; this one keeps those before the
+    When a run is resumed, Lightning's CSVLogger deletes the earlier curves; this logger keeps the rows before the
     checkpoint's step (`resume_from`).
     """
 
@@ -31,7 +31,7 @@ class Curves(Logger):
         return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: they are in the run folder's config.yaml."""
+        """Does nothing: the hyperparameters are in the run folder's config.yaml."""
 
     def resume_from(self, step: int) -> None:
         """Loads the rows before `step`; later ones were lost and will be logged again.
@@ -49,7 +49,7 @@ class Curves(Logger):
                         self._rows[number] = {key: float(value) for key, value in row.items() if value}
         except (ValueError, KeyError, TypeError) as error:
             raise AblateError(
-                f"{self._path}: is damaged: {error}; mend it or move it away, and resume again"
+                f"{self._path}: is damaged: {error}; repair it or move it away, and resume again"
             ) from error
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The rows of a corpus as Lightning's data: batches are a function of (seed, step) alone.
+"""Gives the rows of a corpus to Lightning. A batch depends only on (seed, step).
 
 Ranks share each batch: together they take the rows that one process would take with a batch as large as all of theirs.
 """
@@ -30,7 +30,7 @@ class RowData(LightningDataModule):
         rows, size = self._corpus.val, self._batch_size
         rank, world = self.trainer.global_rank, self.trainer.world_size
         ids = list(range(rows.size))
-        ids += [-1] * (-len(ids) % (size * world))  # empty rows: all ranks have equally many batches of one shape
+        ids += [-1] * (-len(ids) % (size * world))  # empty rows: all ranks get the same number of batches, of one shape
         return self._loader(rows, [ids[i : i + size] for i in range(rank * size, len(ids), size * world)])
 
     def _loader(self, rows: RowSource, order) -> DataLoader:

@@ -1,4 +1,4 @@
-"""After training: the model's files, final metrics and a sample; and the end of a run, however it comes."""
+"""After training: writes the model's files, final metrics and a sample, and records how the run ended."""
 
 import time
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from ablate.training.parts import Parts, Sample
 
 @dataclass(frozen=True)
 class Trained:
-    """What training leaves in memory. The decoder is whole."""
+    """What training leaves in memory. decoder: with whole tensors, also after FSDP."""
 
     decoder: Decoder
     corpus: Opened
@@ -51,7 +51,7 @@ def finish(summary: dict[str, Any], trained: Trained, path: Path, parts: Parts, 
 
 
 def _last_metrics(trainer: Trainer) -> dict[str, float]:
-    """The last value of each metric, also of those that were last logged before the run was resumed."""
+    """The last value of each metric, even if it was logged before the run was resumed."""
     last = {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key}
     for logger in trainer.loggers:
         if isinstance(logger, Curves):
@@ -77,7 +77,7 @@ def _write_sample(summary: dict[str, Any], sample: Sample, decoder: Decoder, cor
 def closing(summary: dict[str, Any], spent_s: float, trainer: Trainer, path: Path, wandb: bool) -> Iterator[None]:
     """Writes how the block ended, its steps and its time into summary.json, whatever ended it.
 
-    spent_s: seconds that the run has taken before it was resumed. wandb: whether it is logged there, too.
+    spent_s: seconds that the run took before it was resumed. wandb: whether the run is also logged to wandb.
 
     Raises:
         AblateError: the run diverged.
@@ -89,7 +89,7 @@ def closing(summary: dict[str, Any], spent_s: float, trainer: Trainer, path: Pat
         status = "finished"
     except Interrupted as stop:
         status = "interrupted"
-        print(f"{stop}; to go on: python train.py resume={path}", flush=True)
+        print(f"{stop}; to continue: python train.py resume={path}", flush=True)
         raise SystemExit(128 + stop.signum) from stop
     except (KeyboardInterrupt, SystemExit):
         status = "interrupted"

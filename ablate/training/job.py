@@ -1,4 +1,4 @@
-"""One run, from a configuration to a run folder: `train`, a straight function of the steps below it."""
+"""One run, from a configuration to a run folder: `train` calls the steps below it in their order."""
 
 import math
 import shutil
@@ -45,11 +45,11 @@ from ablate.training.sharding import ShardedStrategy
 
 
 def train(config: DictConfig, overrides: list[str], job: int | None = None, sweep_dir: str | None = None) -> float:
-    """Runs what `conf/train.yaml` and the overrides describe; returns the final validation loss.
+    """Trains the run that `config` describes; returns the final validation loss.
 
-    Every rank takes the same steps. Rank 0 alone writes to the run folder, prints, and decides the exit status.
+    Every rank takes the same steps. Only rank 0 writes to the run folder, prints, and decides the exit status.
 
-    job, sweep_dir: Hydra's number of this job and folder of the sweep, in a multirun.
+    config: see `conf/train.yaml`. job, sweep_dir: in a multirun, Hydra's number of this job and the sweep's folder.
 
     Raises:
         AblateError: a mistake that the user can mend, before any training; a run that diverged.
@@ -86,7 +86,7 @@ def train(config: DictConfig, overrides: list[str], job: int | None = None, swee
 class Settled:
     """The configuration of a run.
 
-    overrides: those that make the run what it is, without the place of its folder.
+    overrides: the run's, except those for the place of its folder.
     resuming: whether it continues the run in `config.run_dir`.
     """
 
@@ -98,7 +98,7 @@ class Settled:
 def settle(config: DictConfig, overrides: list[str]) -> Settled:
     """The given configuration, or that of the run to resume."""
     if config.study is not None and config.study.arm is None and config.resume is None:
-        raise AblateError(f"{config.study.name} is a study, of several runs: start it with -m, one at a time")
+        raise AblateError(f"{config.study.name} is a study, which has several runs: start it with -m, one at a time")
     resuming = config.resume is not None
     if resuming:
         config, overrides = resumed(config.resume, overrides)
@@ -107,9 +107,9 @@ def settle(config: DictConfig, overrides: list[str]) -> Settled:
 
 @contextmanager
 def run_folder(settled: Settled, here: ranks.Ranks, job: int | None, sweep_dir: str | None) -> Iterator[Path]:
-    """Makes the run folder, or takes that of the run to resume, and holds it for this process.
+    """Makes the run folder, or takes that of the run to resume; locks it for this process and sets `config.run_dir`.
 
-    The other ranks take rank 0's, and keep silent in the block. `config.run_dir` is then its path.
+    Ranks other than 0 use rank 0's folder, and print nothing in the block.
     """
     config = settled.config
     if not here.leads:
@@ -126,7 +126,7 @@ def run_folder(settled: Settled, here: ranks.Ranks, job: int | None, sweep_dir: 
 
 @contextmanager
 def removed_on_error(path: Path) -> Iterator[None]:
-    """Removes the folder if the block fails: a mistake that shows before training leaves nothing behind."""
+    """Removes the folder if the block fails, so that a mistake found before training leaves nothing behind."""
     try:
         yield
     except BaseException:
@@ -135,7 +135,7 @@ def removed_on_error(path: Path) -> Iterator[None]:
 
 
 def make_trainer(settled: Settled, parts: Parts, here: ranks.Ranks, path: Path) -> Trainer:
-    """Lightning's trainer with the callbacks and loggers of the configuration and those that each run has."""
+    """Lightning's trainer, with the callbacks and loggers of the configuration and those that every run has."""
     config = settled.config
     if "wandb" in config.logger:
         from ablate.training.wandb_logger import identity
@@ -163,17 +163,17 @@ def make_trainer(settled: Settled, parts: Parts, here: ranks.Ranks, path: Path) 
 
 
 def open_corpus(config: DictConfig, parts: Parts, here: ranks.Ranks) -> Opened:
-    """Prepares the corpus, or takes it from the cache; it must have a batch for every rank."""
+    """Prepares the corpus, or opens it from the cache; raises AblateError if it has no batch for every rank."""
     corpus = parts.corpus.open(parts.data, config.seed, Path(config.paths.data))
     corpus.require(parts.data.batch_size * here.count)
     return corpus
 
 
 def add_throughput(trainer: Trainer, parts: Parts, here: ranks.Ranks, cost: Budget) -> Throughput:
-    """Gives the trainer the callback that times it.
+    """Adds the callback that times training.
 
-    It comes later than the others, because what a token costs is known once the corpus is open, and a trainer that
-    cannot be made shall be refused before that.
+    It is added after the others, because the cost of a token is known only when the corpus is open, and an invalid
+    trainer should be refused before that.
     """
     dtype = hardware.training_dtype(parts.precision)
     peak = hardware.peak_flops(parts.device, dtype)
@@ -183,17 +183,17 @@ def add_throughput(trainer: Trainer, parts: Parts, here: ranks.Ranks, cost: Budg
 
 
 def take_up(path: Path, trainer: Trainer, corpus: Opened, checkpoint: Path | None, max_steps: int) -> float:
-    """Loads the curves of the run to resume, up to the checkpoint; returns the seconds that it has taken so far.
+    """Loads the curves of the run to resume, up to the checkpoint; returns the seconds that the run took so far.
 
     Raises:
-        AblateError: it was trained on another corpus, or is finished.
+        AblateError: the run was trained on another corpus, or is finished.
     """
     earlier, step = read_summary(path), step_of(checkpoint)
     if earlier.get("corpus", {}).get("fingerprint") != corpus.fingerprint:
         raise AblateError(f"resume: the corpus is not the one that {path} was trained on; start a new run")
     if step > max_steps or (step == max_steps and earlier.get("status") == "finished"):
         raise AblateError(
-            f"resume: {path} is finished, at step {step} of {max_steps}; to go on, raise trainer.max_steps"
+            f"resume: {path} is finished, at step {step} of {max_steps}; to continue, raise trainer.max_steps"
         )
     for logger in trainer.loggers:
         if isinstance(logger, Curves):
@@ -202,7 +202,7 @@ def take_up(path: Path, trainer: Trainer, corpus: Opened, checkpoint: Path | Non
 
 
 def write_plan(settled: Settled, parts: Parts, path: Path, corpus: Opened, cost: Budget) -> dict[str, Any]:
-    """Writes and prints what is about to run; returns the summary, which the later steps complete."""
+    """Writes and prints the plan of the run; returns its summary, which later steps complete."""
     config = settled.config
     summary = {
         "status": "running",
@@ -222,7 +222,7 @@ def write_plan(settled: Settled, parts: Parts, path: Path, corpus: Opened, cost:
 
 @contextmanager
 def left_to_rank_0() -> Iterator[None]:
-    """Ends another rank with status 0 where rank 0 says why training stopped."""
+    """For ranks other than 0: exits with status 0 when training stops, because rank 0 reports why."""
     try:
         yield
     except (Interrupted, Diverged):
@@ -230,7 +230,7 @@ def left_to_rank_0() -> Iterator[None]:
 
 
 def log_settings(trainer: Trainer, config: DictConfig, cost: Budget) -> None:
-    """Tells the loggers, such as wandb, what the run is."""
+    """Gives the run's configuration and budget to the loggers, such as wandb."""
     for logger in trainer.loggers:
         logger.log_hyperparams({**plain(config), "budget": cost.to_dict()})
 
@@ -238,12 +238,12 @@ def log_settings(trainer: Trainer, config: DictConfig, cost: Budget) -> None:
 def fit(trainer: Trainer, module: LanguageModel, rows: RowData, checkpoint: Path | None, seed: int) -> Decoder | None:
     """Trains to the end, from the checkpoint if there is one; returns the trained decoder.
 
-    None: this rank has only a share of a sharded decoder; rank 0 returns the whole.
+    Returns None on ranks that have only a share of a sharded decoder; rank 0 then returns the whole decoder.
 
     Raises:
         Interrupted, Diverged: on all ranks alike.
     """
-    # For components that draw random numbers in training; a checkpoint has the states of the generators.
+    # For components that draw random numbers in training. Resuming restores the generators from the checkpoint.
     seed_everything(seed % 2**32, verbose=False)
     with ranks.watched(trainer, agreed=(Interrupted, Diverged)):
         trainer.fit(module, rows, ckpt_path=checkpoint, weights_only=True)

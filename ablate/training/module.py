@@ -37,7 +37,7 @@ class LanguageModel(LightningModule):
         super().__init__()
         self.decoder = decoder
         self._optimizer, self._schedule, self._validation = optimizer, schedule, validation
-        # Compiles the function and not the module, so that parameters keep their names.
+        # Compiles the function, not the module, so that parameters keep their names.
         self._train_loss = torch.compile(self._loss) if compile else self._loss
 
     def configure_model(self) -> None:
@@ -49,7 +49,7 @@ class LanguageModel(LightningModule):
         return self.decoder.hidden(batch["tokens"], batch["positions"], documents, record=record, max_documents=limit)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Record]:
-        """The mean loss of the next token in nats, and the auxiliary losses and statistics of the layers."""
+        """The mean next-token loss in nats, and the auxiliary losses and statistics of the layers."""
         record = Record()
         hidden, decoder = self._hidden(batch, record), self.decoder
         loss = next_token_loss(hidden, decoder.head.weight, batch["targets"], decoder.config.logit_softcap)
@@ -68,10 +68,10 @@ class LanguageModel(LightningModule):
     def _over_ranks(self, losses: dict[str, Tensor], targets: Tensor) -> tuple[Tensor | float, dict[str, Tensor]]:
         """The weight of this rank's loss, and the mean of each loss over all ranks, detached.
 
-        Gradients are averaged over ranks, but the loss is a mean over the targets of all ranks: a rank with more
-        targets weighs more. Auxiliary losses are averaged over ranks as they are over accumulated batches.
+        Gradients are averaged over ranks, but the loss is a mean over the targets of all ranks, so a rank with more
+        targets weighs more. Auxiliary losses are averaged over ranks, as over accumulated batches.
 
-        losses: this rank's, the next token's first. targets: this rank's, [B, T].
+        losses: this rank's, with the next-token loss first. targets: this rank's, [B, T].
         """
         values, world = [loss.detach() for loss in losses.values()], self.trainer.world_size
         if world == 1:
@@ -102,7 +102,7 @@ class LanguageModel(LightningModule):
         for count in (self._nats, self._scored, self._right):
             total(count)
         validation, size = self._validation, None
-        if self._of_text:  # all bytes, or with limit_val_batches the share of them that was scored
+        if self._of_text:  # all bytes; with limit_val_batches only the share that was scored
             size = validation.bytes * self._scored / validation.targets
         sums = Sums(nats=self._nats, targets=self._scored, right=self._right, bytes=size)
         for metric in METRICS.of_validation("text" if self._of_text else "task"):

@@ -1,4 +1,4 @@
-"""Optimisers. A component is called with a model, and returns a torch optimiser over its parameters.
+"""Optimisers. A component takes a model and returns a torch optimiser over its parameters.
 
     @OPTIMIZERS.register("sgd")
     @dataclass(frozen=True, kw_only=True)
@@ -7,8 +7,8 @@
 
         def __call__(self, model: nn.Module) -> torch.optim.Optimizer: ...
 
-Its options are checked when it is built, before any data is read: their types by the registry, their ranges in
-`__post_init__`. Their values are in `conf/optimizer/NAME.yaml` alone, so they have no defaults here.
+Options are checked when the component is built, before any data is read: the registry checks their types,
+`__post_init__` their ranges. Their values are only in `conf/optimizer/NAME.yaml`, so they have no defaults here.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class AdamW:
 
     def __call__(self, model: nn.Module) -> torch.optim.AdamW:
         trained = [d for d in declared(model) if d.parameter.requires_grad]
-        # Two groups, each in the order of model.parameters(): checkpoints number an optimiser's states by it.
+        # Two groups, each in the order of model.parameters(): checkpoints number optimiser states in this order.
         groups = [
             {"params": [d.parameter for d in trained if d.role in DRAWN], "weight_decay": self.weight_decay},
             {"params": [d.parameter for d in trained if d.role not in DRAWN], "weight_decay": 0.0},

@@ -1,4 +1,4 @@
-"""The parts of a run that need no data, built and checked before any is read."""
+"""The parts of a run that need no data, built and checked before any data is read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ def assemble(config: DictConfig, device: str = "cpu") -> Parts:
     """The parts that `conf/train.yaml` describes. device: where the decoder is built; on "meta" it has no weights.
 
     Raises:
-        AblateError: the first mistake found, by its key.
+        AblateError: the first mistake found; the message names its key.
     """
     tags = config.tags
     if not isinstance(tags, ListConfig) or not all(isinstance(tag, str) for tag in tags):
@@ -98,7 +98,7 @@ def read_data(node: dict[str, Any]) -> tuple[Settings, Any]:
     """The settings in a resolved node `data`, and the corpus that it names, not yet open.
 
     Raises:
-        AblateError: an unknown key, or a value that cannot be.
+        AblateError: an unknown key, or an invalid value.
     """
     node = dict(node)
     kind = CORPORA.component(node.get("name")).Settings
@@ -120,7 +120,7 @@ def _check_shardable(decoder: Decoder) -> None:
     for name, parameter in decoder.named_parameters():
         if parameter.ndim == 0:
             raise AblateError(
-                f"trainer.strategy=fsdp: {name} is a single number, which cannot be shared out by rows; make it "
+                f"trainer.strategy=fsdp: {name} is a single number, which cannot be split by rows; make it "
                 "torch.ones(1), or use trainer.strategy=ddp"
             )
 
@@ -128,15 +128,17 @@ def _check_shardable(decoder: Decoder) -> None:
 def _check_sizes(settings: Settings, model: DecoderConfig) -> None:
     if settings.vocab_size > model.vocab_size:
         raise AblateError(
-            f"model.vocab_size={model.vocab_size} has no room for data.vocab_size={settings.vocab_size}: "
-            "leave model.vocab_size out, and it follows"
+            f"model.vocab_size={model.vocab_size} is less than data.vocab_size={settings.vocab_size}: "
+            "leave model.vocab_size out to make them equal"
         )
     if settings.context > model.context:
-        raise AblateError(f"data.context={settings.context} is beyond model.context={model.context}: raise that")
+        raise AblateError(
+            f"data.context={settings.context} is more than model.context={model.context}: raise model.context"
+        )
 
 
 def _try(key: str, attempt: Callable[[], object]) -> None:
-    """Calls a component once, so that a user's own fails here, by its key, and not in training."""
+    """Calls a component once, so that a user's component fails here, with its key in the message, not in training."""
     try:
         attempt()
     except AblateError:

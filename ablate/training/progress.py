@@ -15,7 +15,7 @@ def progress_bar() -> ProgressBar:
 
 
 class StepBar(TQDMProgressBar):
-    """Lightning's bar, over all steps of the run in place of an epoch's, so that it shows the time left."""
+    """Lightning's bar over all steps of the run, not over an epoch, so that it shows the time left."""
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)

@@ -1,4 +1,4 @@
-"""Lightning's messages about what is done here on purpose."""
+"""Silences Lightning's messages about what this package does on purpose."""
 
 import logging
 import warnings
@@ -15,7 +15,7 @@ _EXPECTED = (
 
 
 def quiet() -> None:
-    """Silences Lightning's notices, and its warnings about what is done here on purpose."""
+    """Silences Lightning's notices, and its warnings in `_EXPECTED`."""
     for package in ("pytorch", "fabric"):
         logging.getLogger(f"lightning.{package}").setLevel(logging.WARNING)
     for message in _EXPECTED:

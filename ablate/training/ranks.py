@@ -1,4 +1,4 @@
-"""Several processes that train one model: which of them this one is, and how they start and end together.
+"""Several processes train one model: finds the rank of this process, and starts and ends all of them together.
 
 Rank 0 is the process that the user started. It makes the run folder; the other ranks write nothing there and print
 nothing. Lightning starts them by the same command, unless torchrun or Slurm has started all of them.
@@ -41,8 +41,8 @@ _GRACE_S = 3.0  # how long a broken connection waits for news of the rank that b
 class Ranks:
     """This process among all that train the model.
 
-    count: processes on all nodes together. local: processes on this node. rank: the number of this one.
-    folder: the run folder, if this process is not the one that names it.
+    count: processes on all nodes together. local: processes on this node. rank: the number of this process.
+    folder: the run folder that rank 0 or the user has named; None where this process may make one.
     """
 
     count: int = 1
@@ -56,7 +56,7 @@ class Ranks:
 
 
 def find(trainer: DictConfig, run_dir: str | None, accelerator: str) -> Ranks:
-    """Which of the processes that the node `trainer` asks for this one is.
+    """The place of this process among those that the node `trainer` configures.
 
     Raises:
         AblateError: this machine does not have them, or they would not agree on the run folder.
@@ -77,8 +77,8 @@ def find(trainer: DictConfig, run_dir: str | None, accelerator: str) -> Ranks:
     if external and folder is None:
         if _multirun():
             raise AblateError(
-                f"trainer.devices={trainer.devices}: with -m only on one machine, where this process starts the "
-                "others; under torchrun or srun start each run by its own command"
+                f"trainer.devices={trainer.devices}: -m works only on one machine, where this process starts the "
+                "others; under torchrun or srun start each run with its own command"
             )
         if run_dir is None:
             raise AblateError(
@@ -115,7 +115,7 @@ def strategy(ranks: Ranks, name: str) -> str | Strategy:
         return "auto"
     if name == "fsdp":
         return ShardedStrategy(ranks.count)
-    # Buffers are equal on all ranks, or count what a rank has seen, as in a mixture of experts: not for broadcasting.
+    # Buffers must not be broadcast: they are equal on all ranks, or count what one rank saw, as in mixtures of experts.
     return DDPStrategy(broadcast_buffers=False)
 
 
@@ -127,7 +127,7 @@ def total(values: Tensor) -> Tensor:
 
 
 def gathered(own: dict[str, Any]) -> list[dict[str, Any]]:
-    """The `own` of every rank, in the order of ranks."""
+    """The value `own` of every rank, in the order of ranks."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [own]
     everyone: list[dict[str, Any]] = [{}] * torch.distributed.get_world_size()
@@ -148,7 +148,7 @@ def following(ranks: Ranks) -> Iterator[None]:
         except AblateError as error:
             raise AblateError(f"rank {ranks.rank}: {error}") from error
         except RuntimeError:
-            time.sleep(1.0)  # if the connection broke because rank 0 died, the thread ends this process without a word
+            time.sleep(1.0)  # if the connection broke because rank 0 died, the thread ends this process silently
             raise
 
 
@@ -163,7 +163,7 @@ def _exit_with(parent: int) -> None:
 def environment(ranks: Ranks, path: Path, overrides: list[str]) -> Iterator[None]:
     """Tells the ranks that Lightning starts the run folder `path`; restores this process afterwards.
 
-    overrides: of this run. In a sweep the started ranks take them in place of the command's, which name every run.
+    overrides: of this run. In a sweep the started ranks get them instead of the command's, which describe every run.
     """
     if ranks.count == 1:
         yield
@@ -190,7 +190,7 @@ def environment(ranks: Ranks, path: Path, overrides: list[str]) -> Iterator[None
 def watched(trainer: Trainer, agreed: tuple[type[Exception], ...]) -> Iterator[None]:
     """Watches the ranks that Lightning starts in this block: ends the run if one dies, and ends them after the block.
 
-    agreed: errors that all ranks raise at the same step; the others are then given time to end by themselves.
+    agreed: errors that all ranks raise at the same step; the other ranks then get time to end by themselves.
 
     Raises:
         AblateError: one of them has died.
@@ -215,11 +215,11 @@ def watched(trainer: Trainer, agreed: tuple[type[Exception], ...]) -> Iterator[N
 
 
 class _Watch(threading.Thread):
-    """Watches the processes that Lightning starts, and ends this one if one of them fails: it may be blocked in a
-    collective that nothing else would end. Lightning's own observer, which would end it by SIGKILL and without a
-    message, is given nothing to observe.
+    """Watches the processes that Lightning starts, and ends this process if one of them fails, because this one may be
+    blocked in a collective that nothing else would end. Lightning's own observer, which would end this process by
+    SIGKILL and without a message, gets nothing to observe.
 
-    over: set when there is nothing more to watch. one_died: set when a rank has failed, as `report` then says.
+    over: set when there is nothing more to watch. one_died: set when a rank has failed; `report` then says how.
     """
 
     def __init__(self, trainer: Trainer):
@@ -244,7 +244,7 @@ class _Watch(threading.Thread):
     def _take_over(self) -> None:
         """Moves the started processes here from the list that Lightning's observer reads every five seconds.
 
-        Only when all are there: the list grows while Lightning starts them.
+        Waits until all are in it, because the list grows while Lightning starts them.
         """
         started = getattr(self._launcher, "procs", [])
         if started and len(started) == self._launcher.num_processes - 1:
@@ -253,7 +253,7 @@ class _Watch(threading.Thread):
 
     def _note(self, rank: int, code: int) -> None:
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-        self.report = f"rank {rank} {how}, and the run with it; to go on: resume={self._path}"
+        self.report = f"rank {rank} {how}, and the run with it; to continue: resume={self._path}"
         self.one_died.set()
 
     def end_all(self, patience_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Resuming a run: its configuration, composed again from the overrides that its folder records and those given now."""
+"""Resumes a run: composes its configuration again, from the overrides in its folder and those given now."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ _FIXED = ("model", "data", "optimizer", "scheduler", "seed")  # what a resumed r
 
 
 def resumed(folder: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
-    """The configuration and the overrides of the run in `folder`, with `overrides` given now in place of recorded ones.
+    """The configuration and the overrides of the run in `folder`; `overrides` replace recorded ones with the same key.
 
-    Takes nothing from the folder but its overrides, and refuses those that name code to run.
+    Takes only the overrides from the folder, and refuses those that name code to run.
 
     Raises:
         AblateError: no run there, or an override that would change its model, data, optimiser, schedule or seed.

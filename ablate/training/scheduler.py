@@ -1,7 +1,7 @@
-"""Learning-rate schedules. A component is called with (step, max_steps), and returns the factor on the peak rate.
+"""Learning-rate schedules. A component takes (step, max_steps) and returns the factor on the peak rate.
 
-`step` counts optimiser steps from 0. A schedule is a pure function of it, so that resuming needs no state. Its options
-are checked when it is built; their values are in `conf/scheduler/NAME.yaml` alone.
+`step` counts optimiser steps from 0. A schedule is a pure function, so that resuming needs no state. Options are
+checked when the component is built; their values are only in `conf/scheduler/NAME.yaml`.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ SCHEDULES = Axis("scheduler")
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUp:
-    """What the schedules here share: they rise linearly to the peak over the first share `warmup` of all steps.
+    """The warm-up of all schedules here: a linear rise to the peak. warmup: its share of all steps.
 
     Raises:
         AblateError: an option is not a number from 0 to 1.
@@ -29,7 +29,7 @@ class WarmUp:
             check.number(f"scheduler.{option.name}", getattr(self, option.name), least=0, most=1)
 
     def rise(self, step: int, max_steps: int) -> float:
-        """The factor of the warm-up, 1 after it."""
+        """The factor during the warm-up; 1 after it."""
         return min(1.0, (step + 1) / max(1.0, max_steps * self.warmup))
 
 

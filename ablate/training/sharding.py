@@ -1,7 +1,7 @@
 """FSDP: each rank holds a share of every weight, of its gradient and of its moments (Zhao et al. 2023).
 
-A block's weights are gathered only while the block computes. Checkpoints and the run folder hold whole tensors, as
-those of one process do.
+A block's weights are gathered only while the block computes. Checkpoints and the run folder hold whole tensors, like
+those of a single process.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ from ablate.model.decoder import Decoder
 class ShardedStrategy(ModelParallelStrategy):
     """Lightning's strategy for FSDP2 over `count` ranks, with checkpoints that any number of processes can resume.
 
-    It saves and loads optimiser states by the optimiser's own numbers, which go group by group. Lightning numbers them
-    in the order of the model's parameters, which would give a weight the moments of another one.
+    Optimiser states are saved and loaded by the optimiser's own numbers, which go group by group. Lightning numbers
+    states in the order of the model's parameters, which would give a weight the moments of another one.
     """
 
     lightning_restore_optimizer = True
@@ -39,7 +39,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return self.whole(optimizer.state_dict())
 
     def whole(self, state: dict[str, Any]) -> dict[str, Any]:
-        """`state` with every sharded tensor gathered on the CPU of rank 0; other ranks get None for it.
+        """`state` with every sharded tensor gathered on the CPU of rank 0; on other ranks these are None.
 
         All ranks must call this.
         """

@@ -1,4 +1,4 @@
-"""What a run prints: its plan before, its results after."""
+"""Prints the plan of a run before it, and its results after it."""
 
 from pathlib import Path
 from typing import Any

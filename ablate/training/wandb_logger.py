@@ -1,4 +1,4 @@
-"""Weights & Biases, as one of Lightning's loggers."""
+"""Logs runs to Weights & Biases through Lightning's logger."""
 
 import hashlib
 import os
@@ -10,12 +10,12 @@ from omegaconf import DictConfig
 
 
 def wandb_logger(*, save_dir: str, project: str, **identity: Any) -> WandbLogger:
-    """A logger that continues the wandb run of the same `id`; offline if no account is set up."""
+    """A logger that continues the wandb run with the same `id`; offline if no account is set up."""
     return WandbLogger(save_dir=save_dir, project=project, offline=not online(), resume="allow", **identity)
 
 
 def identity(config: DictConfig, overrides: list[str]) -> dict[str, Any]:
-    """Name, group, job type and tags of a run for wandb, so that the runs of a sweep or a study stand together.
+    """Name, id, group, job type and tags of a run for wandb, so that the runs of a sweep or a study are grouped.
 
     In a study the group is the study and the job type is the arm; runs that only tune a learning rate have a group of
     their own.
@@ -38,12 +38,12 @@ def identity(config: DictConfig, overrides: list[str]) -> dict[str, Any]:
 
 
 def lasting_id(path: Path) -> str:
-    """The wandb id of a folder: a resumed run has the id of its first start."""
+    """The wandb id of a folder, so that a resumed run keeps the id of its first start."""
     return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
 
 
 def finish(summary: dict[str, Any], exit_code: int) -> None:
-    """Closes the wandb run, also of a failed run: else the next run of a sweep would log into it."""
+    """Closes the wandb run, even after a failure; otherwise the next run of a sweep would log into it."""
     import wandb
 
     if wandb.run is not None:
@@ -54,7 +54,7 @@ def finish(summary: dict[str, Any], exit_code: int) -> None:
 
 
 def online() -> bool:
-    """WANDB_MODE=online, or an account and no WANDB_MODE."""
+    """Whether WANDB_MODE is online, or it is not set and an account is set up."""
     import wandb
 
     if os.environ.get("WANDB_MODE"):

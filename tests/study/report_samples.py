@@ -122,7 +122,7 @@ def records_of(folder: Path, asked: Study) -> list[RunRecord]:
 
 
 def tuning() -> dict[str, Any]:
-    """As the node `tuning` of a verdict; the arm without positions diverges at the largest, where it is best below."""
+    """The node `tuning` of a verdict. The arm without positions diverges at the largest rate."""
     grid = [0.0003, 0.001, 0.003, 0.01]
     shape = {0.0003: 0.3, 0.001: 0.08, 0.003: 0.0, 0.01: 0.12}
     arms = {}

@@ -1,4 +1,4 @@
-"""Every study that is shipped can be run: its arms compose, differ from the baseline, and reach its budget."""
+"""Every shipped study can run: its arms compose, differ from the baseline, and reach the baseline's budget."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Studies on Hydra's other launchers: real commands, whose runs are processes of their own."""
+"""Studies on Hydra's other launchers: real commands, with each run in its own process."""
 
 import importlib.util
 import json
@@ -73,7 +73,7 @@ def launcher(request):
 
 @pytest.fixture
 def home(tmp_path):
-    """A folder of a user's: a corpus, an experiment, a module; all are given to the command by relative paths."""
+    """A user's folder with a corpus, an experiment and a module; the command gets them by relative paths."""
     write_corpus(tmp_path / "text")
     (tmp_path / "conf/experiment").mkdir(parents=True)
     (tmp_path / "conf/experiment/norms.yaml").write_text(EXPERIMENT)
@@ -115,7 +115,7 @@ def pairs(home: Path) -> int:
 
 
 def processes(home: Path) -> list[str]:
-    """The command lines of all processes that the command has started, orphans too."""
+    """The command lines of all processes that the command started, with orphans."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""The plan of a study: each arm is composed once, checked without weights, and is what its runs compose anew."""
+"""The plan of a study: each arm is composed once, checked without weights, and equals what its runs compose again."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What a study may ask."""
+"""The node `study`: which studies are accepted, and which are refused."""
 
 import pytest
 

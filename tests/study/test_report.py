@@ -1,4 +1,4 @@
-"""The report: its numbers are those of the runs and of the verdict, in three files, whatever is missing."""
+"""The report's three files show the numbers of the runs and of the verdict, whatever is missing."""
 
 import json
 import re
@@ -19,7 +19,7 @@ ARMS = list(LOSSES)
 
 
 def judged(asked, records, *, verdict="worse", notes=("A note upon the whole.",), tuning=None):
-    """The verdict on the records with its effects; its words, p-values and intervals are made up."""
+    """The verdict on the records. Effects are computed; words, p-values and intervals are made up."""
     found = judge(asked, records, tuning)
     return replace(found, arms={name: made_up(arm, verdict) for name, arm in found.arms.items()}, notes=list(notes))
 
@@ -68,13 +68,13 @@ def mean(records, arm, of):
 
 
 def arms_row(page, arm):
-    """The row of an arm in the table of arms; the baseline says that it is."""
+    """The row of an arm in the table of arms. The baseline's name has `baseline` below it."""
     (row,) = [row for row in page.table(0) if row["arm"].split("|")[0] == arm]
     return row
 
 
 def traces(page, plot, choice=0):
-    """By name, those of a choice that the legend names."""
+    """{name: trace} of the traces of one choice that are in the legend."""
     found = [t for t in page.figures[plot]["data"] if t.get("meta", choice) == choice]
     return {t["name"]: t for t in found if t.get("name") and t.get("showlegend", True)}
 
@@ -271,7 +271,7 @@ def test_provenance(whole):
     assert facts["commands"] == "train.py -m experiment=position"
     assert facts["seeds"] == "0, 1, 2, 3, 4, 5"
     assert facts["matched"].endswith("within 1%, by the FFN's width; furthest from the baseline: learned, +0.20%")
-    assert facts["held"] == "tokens, as many as the baseline; 1.64M tokens a run"
+    assert facts["held"] == "tokens, equal in all runs; 1.64M tokens a run"
     assert facts["learning rates"] == "tuned over 0.0003, 0.001, 0.003, 0.01; rope: 0.003; learned: 0.01; none: 0.003"
     assert facts["corpus"] == "stdlib c06177d9e15f8f05"
     assert facts["versions"] == "python 3.12.4, torch 2.13.0+cpu"
@@ -316,7 +316,7 @@ def test_arms_that_all_diverged(tmp_path):
     records += [record(tmp_path / "runs", "none", seed, status="diverged") for seed in SEEDS]
     page, markdown, data = report(tmp_path, asked, records, verdict="cannot tell")
     assert "forest" not in page.figures
-    assert any("No pair of runs gives an effect of none." in text for text in page.texts["li"])
+    assert any("Not shown, because no pair of runs gives an effect: none." in text for text in page.texts["li"])
     row = arms_row(page, "none")
     assert (row["diverged"], row["val/loss, nats per token"], row["parameters"]) == ("6", "", "1.48M")
     assert data["arms"]["none"]["effect"] is None
@@ -328,7 +328,7 @@ def test_an_arm_without_an_effect_stands_beside_one_with(tmp_path):
     records += [record(tmp_path / "runs", "none", seed, status="diverged") for seed in SEEDS]
     page, *_ = report(tmp_path, records=records)
     assert len(page.figures["forest"]["data"]) == 2
-    assert any("No pair of runs gives an effect of none." in text for text in page.texts["figcaption"])
+    assert any("Not shown, because no pair of runs gives an effect: none." in text for text in page.texts["figcaption"])
 
 
 def test_one_pair_has_a_dot_and_no_interval(tmp_path):
@@ -343,8 +343,8 @@ def test_one_pair_has_a_dot_and_no_interval(tmp_path):
 def test_one_arm_alone(tmp_path):
     page, markdown, data = report(tmp_path, study(("rope",)))
     assert data["arms"] == {}
-    assert "There is no arm beside the baseline: nothing is compared." in page.texts["li"]
-    assert "There is no arm beside the baseline: nothing is compared." in markdown
+    assert "There is no arm besides the baseline: nothing is compared." in page.texts["li"]
+    assert "There is no arm besides the baseline: nothing is compared." in markdown
     assert page.figures.keys() == {"curves", "positions"}
     assert [row["arm"] for row in page.table(0)] == ["rope|baseline"]
 
@@ -370,7 +370,7 @@ def test_one_arm_without_its_loss_by_position_is_named(tmp_path):
             del one.summary["by_position"]
     page, *_ = report(tmp_path, records=records)
     assert traces(page, "positions").keys() == {"rope", "learned"}
-    assert any(text.endswith("Not measured of none.") for text in page.texts["figcaption"])
+    assert any(text.endswith("Not measured: none.") for text in page.texts["figcaption"])
 
 
 def test_a_run_of_its_own_plugin_is_reported_without_layers(tmp_path):

@@ -1,4 +1,4 @@
-"""Law 11: planted effects are recovered, and where there is none the false-positive rate is alpha."""
+"""Law 11: planted effects are recovered, and without an effect the false-positive rate is alpha."""
 
 import json
 import math
@@ -29,12 +29,12 @@ STRADDLING = [0.004, -0.003, 0.001, 0.002, -0.001, 0.003]
 
 
 def draws(seed: int, mean: float, sd: float, pairs: int = 6, count: int = DRAWS) -> list[PairedStatistics]:
-    """What comes of so many studies of normal differences."""
+    """The statistics of `count` studies with normally distributed differences."""
     return [paired_statistics(row, MARGIN) for row in np.random.default_rng(seed).normal(mean, sd, (count, pairs))]
 
 
 def within_chance(count: int, expected: float, total: int = DRAWS) -> bool:
-    """Whether a count is what a rate gives, but for one time in ten thousand."""
+    """Whether a count fits a rate; false by chance once in ten thousand times."""
     return stats.binomtest(count, total, expected).pvalue > 1e-4
 
 
@@ -288,7 +288,7 @@ def made(
             "cannot tell",
             paired_statistics([0.0123], MARGIN),
             "nats",
-            "cannot tell (difference 0.012 nats of a single pair)",
+            "cannot tell (difference 0.012 nats from a single pair)",
         ),
         ("cannot tell", paired_statistics([], MARGIN), "nats", "cannot tell (no pair of finished runs)"),
     ],

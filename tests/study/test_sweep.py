@@ -216,7 +216,7 @@ def test_studies_are_compared_by_their_names(study, command, place):
     assert command("compare.py", f"runs={place.runs}").status == 0
     found = verdict(place.runs)
     assert (found["baseline"], list(found["arms"])) == ("one/layer", ["one/rms", "two/layer", "two/rms"])
-    assert "The runs are of different studies: 2 one, 2 two." in found["notes"]
+    assert "The runs belong to different studies: 2 one, 2 two." in found["notes"]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_a_sweep_of_the_basic_sweeper_is_compared(command, place):
     assert_refused(command("compare.py", f"runs={place.runs}", "baseline=relu"), "baseline", "model/norm=rmsnorm")
     assert_refused(command("compare.py", f"runs={place.runs}", "metric=val/lss"), "val/loss")
     assert_refused(command("compare.py", f"runs={place.runs}/none"), "no such folder")
-    assert_refused(command("compare.py", f"runs={place.data}"), "no run folder")
+    assert_refused(command("compare.py", f"runs={place.data}"), "no readable run")
     assert_refused(command("compare.py", "runs=x", "margin=-1"), "margin")
     one = next(place.runs.glob("*layernorm*"))
-    assert_refused(command("compare.py", f"runs={one}"), "nothing to compare")
+    assert_refused(command("compare.py", f"runs={one}"), "expected at least two arms")

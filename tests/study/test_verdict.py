@@ -29,7 +29,7 @@ def judge(*arguments: Any) -> dict[str, Any]:
 
 
 def run(arm: str, seed: int, value: float | None = 3.4, status: str = "finished", **summary: Any) -> RunRecord:
-    """One run; the metric of one that did not finish is not there."""
+    """One run; it has the metric only if it finished."""
     known = {
         "corpus": {"fingerprint": "c0ffee"},
         "git": {"revision": "1234abcd", "dirty": False},
@@ -42,7 +42,7 @@ def run(arm: str, seed: int, value: float | None = 3.4, status: str = "finished"
 
 
 def arm(name: str, values: list[float | None], first: int = 0, **summary: Any) -> list[RunRecord]:
-    """One run a seed, from seed `first` on; None: it diverged."""
+    """One run for each seed, from seed `first` on; None: it diverged."""
     return [
         run(name, seed, value, "diverged" if value is DIVERGED else "finished", **summary)
         for seed, value in enumerate(values, first)
@@ -199,7 +199,9 @@ def test_a_small_difference_that_is_there_is_within_the_margin_too():
 def test_who_diverges_more_is_neither_better_nor_equivalent(values):
     found = judged([*values[:5], DIVERGED], expect="not worse")
     assert found["verdict"] == "cannot tell"
-    assert "of 6 seeds, 1 diverged here only and 0 in the baseline only; where both finished, " in found["sentence"]
+    assert (
+        "of 6 seeds, 1 diverged only in this arm and 0 only in the baseline; where both finished, " in found["sentence"]
+    )
     assert (found["pairs"], found["diverged"], found["baseline_diverged"]) == (5, 1, 0)
     assert found["claim"]["outcome"] == "open"
 
@@ -218,7 +220,7 @@ def test_where_the_baseline_diverges_more_the_arm_may_be_better():
 def test_as_many_divergences_on_both_sides_leave_the_verdict_and_are_said():
     found = judged([DIVERGED, *LOWER[1:]], [DIVERGED, *BASELINE[1:]])
     assert found["verdict"] == "better"
-    assert found["sentence"].endswith("; diverged: 1 of 6 runs, of the baseline's 1 of 6")
+    assert found["sentence"].endswith("; diverged: 1 of 6 runs, and 1 of 6 of the baseline")
 
 
 def test_six_divergences_to_none_decide():
@@ -227,7 +229,7 @@ def test_six_divergences_to_none_decide():
     assert (found["verdict"], found["claim"]["outcome"]) == ("worse", "refuted")
     assert found["p_diverged"] == pytest.approx(2**-5)
     assert found["sentence"].startswith(
-        "worse: of 12 seeds, 6 diverged here only and 0 in the baseline only (exact McNemar p 0.031); "
+        "worse: of 12 seeds, 6 diverged only in this arm and 0 only in the baseline (exact McNemar p 0.031); "
         "where both finished, better by 0.021 nats per token"
     )
     alike = judged([*CLOSE, *[DIVERGED] * 6], steady, expect="equivalent")
@@ -288,7 +290,7 @@ def one_configuration(values: list[float | None]) -> list[RunRecord]:
 def test_one_configuration_under_two_names_is_never_better(values, verdict):
     found = judge(study("again"), one_configuration(values))
     assert found["arms"]["again"]["verdict"] == verdict
-    assert found["notes"] == ["again is learned under another name (A/A): a difference is noise."]
+    assert found["notes"] == ["again has the same configuration as learned (A/A): any difference is noise."]
 
 
 def test_one_configuration_that_diverges_under_one_name_only_is_not_worse():
@@ -305,10 +307,10 @@ def test_another_callback_is_another_configuration():
 
 def test_few_pairs_are_screening():
     assert notes(arm("learned", BASELINE[:3]), arm("rope", LOWER[:3]), seeds=[0, 1, 2]) == [
-        "rope: screening, by 3 pairs: an exact sign-flip test of them cannot go below p = 0.25."
+        "rope: only a screening, with 3 pairs: an exact sign-flip test cannot give p below 0.25."
     ]
     said = notes(arm("learned", BASELINE[:5]), arm("rope", LOWER[:5]), arm("none", HIGHER[:5]), seeds=[0, 1, 2, 3, 4])
-    assert said == ["rope, none: screening, by 5 pairs: an exact sign-flip test of them cannot go below p = 0.0625."]
+    assert said == ["rope, none: only a screening, with 5 pairs: an exact sign-flip test cannot give p below 0.0625."]
 
 
 def test_fewer_than_two_pairs_cannot_tell():
@@ -317,7 +319,7 @@ def test_fewer_than_two_pairs_cannot_tell():
     assert found["arms"]["rope"]["verdict"] == "cannot tell"
     assert (
         found["arms"]["rope"]["sentence"]
-        == "cannot tell (difference −0.024 nats per token of a single pair), at equal tokens"
+        == "cannot tell (difference −0.024 nats per token from a single pair), at equal tokens"
     )
     assert found["notes"] == ["rope: fewer than two pairs, so nothing can be tested."]
 
@@ -327,11 +329,11 @@ def test_unequal_seeds_are_named():
         arm("learned", BASELINE + BASELINE[:1]), arm("rope", LOWER + LOWER[:2], first=1), seeds=list(range(10))
     )
     assert said == [
-        "rope: unequal seeds: left out, as only rope has them: 7, 8.",
-        "rope: unequal seeds: left out, as only learned has them: 0.",
-        "Seeds of which no run came to an end: 9.",
+        "rope: seeds left out because only rope has them: 7, 8.",
+        "rope: seeds left out because only learned has them: 0.",
+        "Seeds without a run that finished or diverged: 9.",
     ]
-    assert "Seeds that are not the study's, and counted: 5." in notes(
+    assert "Seeds that the study does not list, but that are counted: 5." in notes(
         arm("learned", BASELINE), arm("rope", LOWER), seeds=[0, 1, 2, 3, 4]
     )
 
@@ -339,23 +341,23 @@ def test_unequal_seeds_are_named():
 def test_runs_of_another_corpus_are_paired_and_called_not_comparable():
     other = {"corpus": {"fingerprint": "decaf"}}
     records = arm("learned", BASELINE), arm("rope", LOWER[:4]) + arm("rope", LOWER[4:], 4, **other)
-    assert notes(*records) == ["rope: not comparable: on corpus decaf (2 runs), where learned is on c0ffee."]
+    assert notes(*records) == ["rope: not comparable: its corpus is decaf (2 runs), but learned has c0ffee."]
     assert judge(study(), [*records[0], *records[1]])["arms"]["rope"]["pairs"] == 6
 
 
 @pytest.mark.parametrize(
     ("summary", "note"),
     [
-        ({"git": {"revision": "99", "dirty": False}}, "The runs are of different git revisions: 6 1234abcd, 6 99."),
-        ({"git": None}, "The runs are of different git revisions: 6 1234abcd, 6 unknown."),
+        ({"git": {"revision": "99", "dirty": False}}, "The runs have different git revisions: 6 1234abcd, 6 99."),
+        ({"git": None}, "The runs have different git revisions: 6 1234abcd, 6 unknown."),
         (
             {"git": {"revision": "1234abcd", "dirty": True}},
-            "6 of 12 runs: their code had uncommitted changes, which the git revision does not tell.",
+            "6 of 12 runs used code with uncommitted changes, which the git revision does not show.",
         ),
-        ({"versions": {"torch": "2.12.0"}}, "The runs are of different versions of torch: 6 2.13.0, 6 2.12.0."),
+        ({"versions": {"torch": "2.12.0"}}, "The runs have different versions of torch: 6 2.13.0, 6 2.12.0."),
         (
             {"machine": {"platform": "Linux", "threads": 2, "gpu": "H100"}},
-            "The runs are of different machines: 6 Linux with 2 threads, 6 H100 with 2 threads.",
+            "The runs have different machines: 6 Linux with 2 threads, 6 H100 with 2 threads.",
         ),
     ],
 )
@@ -369,14 +371,14 @@ def with_config(records: list[RunRecord], **config: Any) -> list[RunRecord]:
 
 def test_runs_of_several_studies_are_named():
     others = with_config(arm("rope", LOWER), study={"name": "position", "arm": "rope"})
-    assert notes(arm("learned", BASELINE), others) == ["The runs are of different studies: 6 none, 6 position."]
+    assert notes(arm("learned", BASELINE), others) == ["The runs belong to different studies: 6 none, 6 position."]
 
 
 def test_runs_of_one_arm_that_are_not_alike_are_named():
     rope = arm("rope", LOWER)
     rope = [*rope[:5], *with_config(rope[5:], optimizer={"lr": 0.1})]
     (note,) = notes(arm("learned", BASELINE), rope)
-    assert note == "rope: its runs are not all alike: optimizer is None in one and {'lr': 0.1} in another."
+    assert note == "rope: its runs have different settings: optimizer is None in one and {'lr': 0.1} in another."
 
 
 def test_a_difference_is_at_equal_tokens_only_where_tokens_are_equal():
@@ -387,7 +389,7 @@ def test_a_difference_is_at_equal_tokens_only_where_tokens_are_equal():
     ]
     found = judge(study(), [*sized[0], *sized[1]])
     assert found["arms"]["rope"]["sentence"].endswith("at unequal tokens")
-    assert found["notes"] == ["The runs were trained on unequal numbers of tokens, 512k to 1.02M."]
+    assert found["notes"] == ["The runs took unequal numbers of tokens, 512k to 1.02M."]
     records = [*sized[0], *sized[1]]
     for record in records:
         record.summary["training_flops_per_token"] = 1e6 if record.arm == "learned" else 2e6
@@ -396,7 +398,7 @@ def test_a_difference_is_at_equal_tokens_only_where_tokens_are_equal():
     records[0].summary["steps"] = 200
     by_flops = judge(study(hold="flops"), records)
     assert by_flops["arms"]["rope"]["sentence"].endswith("at unequal training FLOPs")
-    assert by_flops["notes"] == ["The runs were of unequal training FLOPs, 819G to 1.02T."]
+    assert by_flops["notes"] == ["The runs took unequal numbers of training FLOPs, 819G to 1.02T."]
 
 
 def test_runs_that_took_unequal_seconds_are_named():
@@ -413,7 +415,7 @@ def test_runs_that_took_unequal_seconds_are_named():
     found = judge(study(hold="seconds"), records)
     assert found["arms"]["rope"]["sentence"].endswith("at equal seconds of training")
     (note,) = found["notes"]
-    assert note.endswith("the runs themselves took unequal seconds: learned 10 s, rope 20 s each.")
+    assert note.endswith("the runs themselves took unequal times: learned 10 s, rope 20 s each.")
 
 
 def test_what_was_decided_after_the_runs_is_named():
@@ -424,9 +426,9 @@ def test_what_was_decided_after_the_runs_is_named():
     claims = {"rope": {"expect": "equivalent", "source": None}}
     learned, rope = made("learned", BASELINE), made("rope", CLOSE, claims=claims)
     assert notes(learned, rope, claims={"rope": Claim(expect="equivalent")}) == []
-    assert notes(learned, rope, margin=5.0) == ["The margin, 5, was chosen after runs had been made, with 0.01."]
+    assert notes(learned, rope, margin=5.0) == ["The margin, 5, was chosen after the runs, which were made with 0.01."]
     assert notes(learned, rope, claims={"rope": Claim(expect="better")}) == [
-        "rope: what is claimed of it was changed after runs had been made."
+        "rope: the claim about it was changed after the runs."
     ]
     (note,) = notes(made("learned", BASELINE, metric="val/bpb"), made("rope", CLOSE, metric="val/bpb"))
     assert note.startswith("The runs were made to be judged by val/bpb, not by val/loss")
@@ -438,7 +440,7 @@ def test_a_task_that_no_run_has_learnt_is_named():
         return arm(name, BASELINE, corpus=corpus, metrics={"val/loss": 3.4, "val/accuracy": accuracy})
 
     (note,) = notes(guessed("learned", 0.033), guessed("rope", 0.03))
-    assert note == "No run is far above chance, an accuracy of 0.0312: none has learnt the task."
+    assert note == "No run's accuracy is far above chance, 0.0312: none has learnt the task."
     assert notes(guessed("learned", 0.033), guessed("rope", 0.9)) == []
 
 
@@ -453,7 +455,7 @@ def test_that_holm_takes_a_verdict_away_is_said():
     arms = arm("learned", BASELINE) + arm("rope", barely)
     assert judge(study(), arms)["arms"]["rope"]["verdict"] == "worse"
     said = judge(study("rope", "none"), arms + arm("none", NOISY))["arms"]["rope"]
-    assert said["verdict"] == "cannot tell" and said["sentence"].endswith("as one of 2 arms (Holm)")
+    assert said["verdict"] == "cannot tell" and said["sentence"].endswith("after correction for 2 arms (Holm)")
 
 
 def test_of_two_runs_of_one_seed_the_last_finished_is_used():
@@ -467,21 +469,21 @@ def test_of_two_runs_of_one_seed_the_last_finished_is_used():
     found = judge(study(), records)
     assert found["arms"]["rope"]["differences"][0] == pytest.approx(LOWER[0] - BASELINE[0])
     assert found["arms"]["rope"]["runs"] == 6
-    assert found["notes"] == ["rope, seed 0: 3 runs (2 finished, 1 failed); used is the last finished, runs/10_a."]
+    assert found["notes"] == ["rope, seed 0: 3 runs (2 finished, 1 failed); the last finished one is used: runs/10_a."]
 
 
 def test_unfinished_runs_are_counted():
     halted = [run("rope", 6, status="failed"), run("rope", 7, status="running"), run("rope", 8, status="running")]
     found = judge(study(), arm("learned", BASELINE) + arm("rope", LOWER) + halted)
     assert (found["arms"]["rope"]["runs"], found["arms"]["rope"]["unfinished"]) == (9, 3)
-    assert found["notes"] == ["rope: unfinished, and left out: 2 running, 1 failed."]
+    assert found["notes"] == ["rope: runs left out because they did not finish: 2 running, 1 failed."]
 
 
 def test_a_run_without_the_metric_and_a_run_of_no_arm_are_named():
     records = [*arm("learned", BASELINE), *arm("rope", LOWER), run("rope", 6, metrics={"val/bpb": 1.0}), run("gpt2", 0)]
     assert judge(study(), records)["notes"] == [
-        "rope: finished without val/loss, and left out: seed 6.",
-        "Runs of no arm of the study, left out: 1 gpt2.",
+        "rope: runs left out because they finished without val/loss: seed 6.",
+        "Runs left out because their arm is not in the study: 1 gpt2.",
     ]
 
 
@@ -501,7 +503,9 @@ def test_a_metric_that_no_run_logged_is_refused():
 @pytest.mark.parametrize("status", ["failed", "running"])
 def test_a_baseline_of_which_no_run_finished_is_refused(status):
     records = [run("learned", seed, status=status) for seed in range(6)] + arm("rope", LOWER)
-    with pytest.raises(AblateError, match=rf"^baseline=learned: no run of it finished .*6 {status}.* valid: rope$"):
+    with pytest.raises(AblateError, match=rf"^baseline=learned: none of its runs finished .*6 {status}.* valid: rope$"):
         judge(study(), records)
-    with pytest.raises(AblateError, match=r"baseline=learned: no run of it finished with val/loss \(there: none\)"):
+    with pytest.raises(
+        AblateError, match=r"baseline=learned: none of its runs finished with val/loss \(its runs: none\)"
+    ):
         judge(study(), [])

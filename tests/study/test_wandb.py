@@ -1,4 +1,4 @@
-"""Studies on Weights & Biases, by what it writes offline."""
+"""Studies on Weights & Biases, checked in the files that wandb writes offline."""
 
 import glob
 import json
@@ -184,7 +184,8 @@ def test_the_dashboard_is_made_once_and_only_online(position, monkeypatch, capsy
     monkeypatch.setattr(of_study, "INSTALLED", True)
     monkeypatch.setattr(of_study, "make_dashboard", make)
     log_verdict(verdict, folder / "report", LOGGER, folder)
-    assert not made and "the same command again makes a dashboard" in capsys.readouterr().out
+    assert not made and "for a dashboard, go online (wandb login" in (out := capsys.readouterr().out)
+    assert "run the same command again" in out
 
     monkeypatch.setattr(of_study, "online", lambda: True)
     begin = wandb.init

@@ -15,7 +15,7 @@ from .harness import PEAK_FLOPS, Commands, Outcome, Place, before_step, in_proce
 
 @pytest.fixture(scope="package", autouse=True)
 def known_peak():
-    """Measuring the machine's rate of matrix products takes as long as a run of these tests does."""
+    """Replaces the measured rate of matrix products: measuring it takes as long as one of these runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hardware, "peak_flops", lambda device, dtype: PEAK_FLOPS)
         yield
@@ -36,7 +36,7 @@ def place(shared, tmp_path) -> Place:
 
 @dataclass(frozen=True)
 class Straight:
-    """A run that was never stopped, and what its folder was at each moment: as SIGKILL would have left it."""
+    """A run that was never stopped, and copies of its folder during it, as SIGKILL would have left it."""
 
     path: Path
     killed: dict[int, Path]  # during step k, counted from 1
@@ -87,7 +87,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def registries():
-    """What a test registers is gone after it."""
+    """Removes what a test registers after the test."""
     with ExitStack() as scopes:
         for registry in AXES.values():
             scopes.enter_context(registry.scoped())

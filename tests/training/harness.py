@@ -44,7 +44,7 @@ LanguageModel.training_step = training_step
 
 
 def write_corpus(folder: Path, documents: int = 24, words: int = 120) -> Path:
-    """Documents of random words, each file one: enough for 34 batches of 4 x 32."""
+    """Documents of random words, one in each file: enough for 34 batches of 4 x 32."""
     chance = random.Random(0)
     known = ["def", "return", "self", "value", "for", "in", "if", "else", "import", "class", "list", "none", "while"]
     folder.mkdir(parents=True)
@@ -82,7 +82,7 @@ class Place:
         ]
 
     def train(self, *overrides: str) -> Path:
-        """A run as `train.py` makes it; its folder."""
+        """Makes a run as `train.py` does; returns its folder."""
         merged = [*self.overrides, *overrides]
         config = compose_config("train", merged)
         job.train(config, merged)
@@ -103,7 +103,7 @@ def resume(path: Path, *overrides: str) -> Path:
 
 
 def without_end(run: Path, to: Path) -> Path:
-    """A copy of a finished run, as it was after its last checkpoint but one."""
+    """A copy of a finished run, as it was after its second to last checkpoint."""
     shutil.copytree(run, to)
     shutil.rmtree(to / "model")
     (to / f"checkpoints/step={STEPS}.ckpt").unlink()
@@ -122,7 +122,7 @@ def before_step(patch: pytest.MonkeyPatch, action) -> None:
 
 
 def signal_at(patch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM) -> None:
-    """A signal to this process during optimiser step `step`, counted from 1, in its first micro-batch."""
+    """Sends a signal to this process during optimiser step `step`, counted from 1, in its first micro-batch."""
     sent = []
 
     def send(module, batch):
@@ -134,7 +134,7 @@ def signal_at(patch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM
 
 
 def recorded(patch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """The tokens of every micro-batch from now on."""
+    """Records the tokens of every micro-batch from now on."""
     seen = []
     before_step(patch, lambda module, batch: seen.append(batch["tokens"].clone()))
     return seen
@@ -150,7 +150,7 @@ def untimed(row: dict) -> dict:
 
 
 def strict_json(path: Path) -> dict:
-    """JSON as the standard has it: without NaN and Infinity."""
+    """Reads standard JSON, without NaN and Infinity."""
 
     def refuse(constant):
         raise AssertionError(f"{path.name} holds {constant}")
@@ -167,7 +167,7 @@ def checkpoint(run: Path, step: int = STEPS) -> dict:
 
 
 def assert_same(run: Path, straight: Path) -> None:
-    """Two runs ended alike, bit for bit, in all that is not a time."""
+    """Asserts that two runs ended alike, bit for bit, in everything but times."""
     assert summary(run)["status"] == summary(straight)["status"] == "finished"
     assert (run / "model/model.safetensors").read_bytes() == (straight / "model/model.safetensors").read_bytes()
     assert [untimed(row) for row in curves(run)] == [untimed(row) for row in curves(straight)]
@@ -180,7 +180,7 @@ def assert_same(run: Path, straight: Path) -> None:
 
 
 def assert_same_to_rounding(run: Path, one: Path) -> None:
-    """The curves of several processes are those of one, which sums in another order."""
+    """Asserts that several processes have the curves of one, which sums in another order."""
     for row, expected in zip(curves(run), curves(one), strict=True):
         assert row.keys() == expected.keys()
         for name, value in untimed(row).items():
@@ -215,7 +215,7 @@ class Outcome:
 
 
 def in_processes(log: Path, *arguments: str, plugins: Path | None = None) -> Outcome:
-    """A command in a process of its own; what it says goes to the folder `log`."""
+    """A command in its own process; its output goes to the folder `log`."""
     path = os.pathsep.join(str(p) for p in (ROOT, plugins) if p)
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     environment.pop("HYDRA_FULL_ERROR", None)  # which a command in this process leaves behind
@@ -264,7 +264,7 @@ class Commands:
 
 
 def assert_refused(outcome: Outcome, *said: str) -> None:
-    """Exit status 1 and one line that names all of `said`."""
+    """Asserts exit status 1 and one line that names all of `said`."""
     assert outcome.status == 1, outcome
     assert outcome.err.count("\n") == 1 and outcome.err.endswith("\n"), outcome.err
     assert outcome.err.startswith("error: "), outcome.err

@@ -1,4 +1,4 @@
-"""The real commands: what they take, what they refuse and how they say so."""
+"""The real commands: what they accept, what they refuse, and the messages."""
 
 import importlib.util
 import io
@@ -35,7 +35,7 @@ QUICK = ["trainer.max_steps=2", "trainer.val_check_interval=2"]
 
 @pytest.fixture
 def untrained(monkeypatch):
-    """No step of training may happen."""
+    """Fails if a step of training happens."""
 
     def training_step(self, batch, batch_idx):
         raise RuntimeError("trained")
@@ -337,7 +337,7 @@ def test_an_axis_cycles_over_depth_from_the_command_line(command, place):
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch, registries):
-    """A user's norm and its YAML, in folders of theirs."""
+    """A user's norm and its YAML, in the user's own folders."""
     (tmp_path / "code").mkdir()
     (tmp_path / "code/my_norms.py").write_text(
         "import torch\nfrom torch import nn\nfrom ablate.model import NORMS\n\n"

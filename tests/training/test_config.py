@@ -104,7 +104,7 @@ def test_every_component_can_be_swapped_in(axis, choice):
 
 
 def test_every_registered_component_has_its_yaml():
-    """The registered ones of the house; a user's live elsewhere."""
+    """The registered components of this package, without a user's."""
     for axis, registry in AXES.items():
         ours = {name for name in registry.names() if registry.component(name).__module__.startswith("ablate.")}
         assert ours <= {choice for at, choice in CHOICES if at == axis}, axis

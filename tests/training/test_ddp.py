@@ -1,4 +1,4 @@
-"""Several processes train as one: the same rows, losses and weights, one folder, one voice, one end."""
+"""Several processes train as one: the same rows, losses and weights, one folder, one output, one exit."""
 
 import signal
 from itertools import chain, islice
@@ -125,7 +125,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_bit_for_bit(run, two
     words = [*place.overrides, *DDP, "data.packing=padded", "plugins=[ranks_plugin]", f"run_dir={path}"]
     stopped = run("train.py", *words, plugins=plugins)
     assert (stopped.status, stopped.err) == (128 + signal.SIGTERM, "")
-    assert stopped.out.count("stopped by SIGTERM; to go on") == 1
+    assert stopped.out.count("stopped by SIGTERM; to continue") == 1
     assert (summary(path)["status"], summary(path)["steps"]) == ("interrupted", 5)
     resumed = run("train.py", f"resume={path}", "plugins=[]")
     assert (resumed.status, resumed.err) == (0, "")

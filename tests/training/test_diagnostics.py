@@ -1,4 +1,4 @@
-"""The learned sides of the diagnostic tasks, at their defaults. Bounds: experiments/diagnostics, with room to them."""
+"""Models that can learn a diagnostic task do so, at the defaults. Bounds: experiments/diagnostics, with some room."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""FSDP: each process holds its share of the model, and all together train, stop and go on as one process does."""
+"""FSDP: each process holds its share of the model, and together they train, stop and continue as one process does."""
 
 import signal
 from copy import deepcopy
@@ -64,7 +64,7 @@ def test_a_parameter_without_rows_is_refused_in_one_line(command, place, registr
 
 @pytest.fixture
 def mesh():
-    """Of this process alone: it shards and gathers as many do."""
+    """A mesh of this process only, which shards and gathers as several processes do."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""A run with mixtures of experts: curves of the routers, resuming, accumulation, what is saved."""
+"""A run with mixtures of experts: curves of the routers, resuming, accumulation, saved files."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""An optimiser, a schedule and a metric of a user's own, from outside the tree: a module and a YAML file each."""
+"""A user's own optimiser, schedule and metric, from outside the package: a module and a YAML file each."""
 
 import math
 from pathlib import Path
@@ -41,7 +41,7 @@ METRICS.add(Metric("val/perplexity", "tokens", of=lambda val: (val.nats / val.ta
 
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory) -> tuple[Path, list[str]]:
-    """The folder of the user's module, and the words that name it and the folder of their YAML files."""
+    """The folder of the user's module, and the overrides that name the module and the folder of the YAML files."""
     folder = tmp_path_factory.mktemp("mine")
     (folder / "my_training.py").write_text(MODULE)
     for group, name, text in (

@@ -1,4 +1,4 @@
-"""Law 10: a resumed run is the straight run, bit for bit. One seed gives one run."""
+"""Law 10: a resumed run equals the straight run, bit for bit. The same seed twice gives the same run."""
 
 import json
 import random

@@ -230,7 +230,7 @@ def test_document_mask_and_positions_do_change_training(place):
 
 
 def test_a_learning_rate_of_zero_changes_no_weight(place, straight):
-    """What the tests above rest on."""
+    """Checks the assumption of the tests above."""
     run = place.train(*FROZEN)
     fresh = ablate.build("gqa_rope", [*SCALARS, "model.vocab_size=300"])
     loaded = ablate.load(run).model.state_dict()

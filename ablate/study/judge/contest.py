@@ -1,4 +1,4 @@
-"""The runs of an arm, one a seed; and an arm against the baseline: its verdict, and the outcome of a claim about it."""
+"""Compares the runs of an arm, one for each seed, with the baseline's: the verdict, and the outcome of a claim."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -53,7 +53,7 @@ def arm_runs(name: str, records: Iterable[RunRecord], metric: str) -> ArmRuns:
 
 
 def _one_a_seed(records: Iterable[RunRecord]) -> dict[int, RunRecord]:
-    """The last finished run of each seed; if none finished the last that diverged, or else the last."""
+    """For each seed its last finished run; if none finished, its last diverged run; else its last run."""
     rank = {"diverged": 1, "finished": 2}
     ordered = sorted(records, key=lambda record: (rank.get(record.status, 0), natural_order(record.path)))
     last = {record.seed: record for record in ordered}
@@ -61,9 +61,9 @@ def _one_a_seed(records: Iterable[RunRecord]) -> dict[int, RunRecord]:
 
 
 def unequal(arms: Iterable[ArmRuns], hold: str) -> tuple[float, float] | None:
-    """The least and the most that finished runs spent of what the study holds equal, if these are over 1% apart.
+    """The least and the most that finished runs spent of what the study holds equal, if they are over 1% apart.
 
-    None for seconds: the number of steps was set by timing, before the runs.
+    Always None for seconds: timings before the runs set the number of steps.
     """
     spent = [cost for arm in arms for run in arm.finished if (cost := run.spent(hold))]
     if hold == SECONDS or not spent or max(spent) <= 1.01 * min(spent):
@@ -83,7 +83,7 @@ class Contest:
 
     @cached_property
     def held(self) -> str:
-        """What was equal between the two: `at equal tokens`."""
+        """What both spent, and whether equally: `at equal tokens`."""
         apart = unequal((self.arm, self.baseline), self.study.hold)
         return f"at {'unequal' if apart else 'equal'} {HELD[self.study.hold]}"
 
@@ -104,7 +104,7 @@ class Contest:
 
     @property
     def by_divergence(self) -> bool:
-        """Whether the arm and the baseline diverge so unequally often that this decides."""
+        """Whether one of the two diverged significantly more often; this alone then decides the verdict."""
         return significant(self.paired.p_diverged) and not self.alike
 
     @property

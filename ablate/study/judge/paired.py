@@ -1,6 +1,6 @@
-"""Statistics of paired differences: how large their mean is, how sure that is, and what the pairs could not have shown.
+"""Statistics of paired differences: their mean, how sure it is, and how large an effect the pairs could have detected.
 
-A difference is arm minus baseline with one seed. A figure that needs more pairs is None, never NaN: it goes to JSON.
+A difference is arm minus baseline with one seed. With too few pairs a figure is None, not NaN, which JSON cannot hold.
 """
 
 import math
@@ -28,7 +28,7 @@ class PairedStatistics:
     the mean lies within the margin. sd: standard deviation of the differences. mde: minimum detectable effect, the true
     mean that this many pairs with this sd detect with 80% power at p < 0.05 / arms (Holm's first step).
 
-    All but effect need two pairs, and differences whose squares a float can hold.
+    All but effect are None with fewer than two pairs, or if the squares of the differences overflow a float.
     """
 
     pairs: int
@@ -77,7 +77,7 @@ class Paired:
 
     @cached_property
     def diverged_alone(self) -> tuple[int, int]:
-        """In how many of the ended seeds only the arm diverged, and in how many only the baseline."""
+        """The number of ended seeds in which only the arm diverged, and in which only the baseline did."""
         diverged = [(self.arm[seed] is None, self.baseline[seed] is None) for seed in self.ended]
         return diverged.count((True, False)), diverged.count((False, True))
 
@@ -116,7 +116,7 @@ def paired_statistics(differences: Sequence[float], margin: float, arms: int = 1
 
 
 def one_sided(differences: Sequence[float], bound: float, side: Literal["greater", "less"]) -> float | None:
-    """p of the t-test that the mean lies on that side of the bound; None with fewer than two differences."""
+    """p of the t-test that the mean is on that side of the bound; None with fewer than two differences."""
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
         return None
@@ -127,13 +127,15 @@ def one_sided(differences: Sequence[float], bound: float, side: Literal["greater
 
 
 def _t_tail(mean: float, sd: float, pairs: int) -> float:
-    """p of a mean at least this large, by Student's t, if the true mean is zero. (stats.ttest_1samp takes ten times as
-    long, and the tests draw ten thousands of studies.)"""
+    """p of a mean at least this large, by Student's t, if the true mean is zero.
+
+    stats.ttest_1samp takes ten times as long, and the tests draw tens of thousands of studies.
+    """
     return float(stats.t.sf(mean / (sd / math.sqrt(pairs)), pairs - 1))
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """Two-sided p of a mean this far from zero if each difference were as likely to have the opposite sign."""
+    """Two-sided p of a mean this far from zero, if each difference were equally likely to have the opposite sign."""
     values = np.asarray(differences, dtype=float)
     pairs = len(values)
     if pairs > EXACT:
@@ -167,7 +169,7 @@ def significant(p: float | None) -> bool:
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """p-values, corrected for how many there are (Holm 1979). None means not tested: it stays and does not count."""
+    """p-values, corrected for their number (Holm 1979). None means not tested: it stays None and is not counted."""
     tested = sorted((p, place) for place, p in enumerate(values) if p is not None)
     corrected: list[float | None] = [None] * len(values)
     largest = 0.0
@@ -178,8 +180,10 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
-    """Exact two-sided p of McNemar's test, for an event that hit only the first of this many pairs, only the second of
-    that many."""
+    """Exact two-sided p of McNemar's test.
+
+    first_only, second_only: the number of pairs in which an event hit only the first, and only the second.
+    """
     discordant = first_only + second_only
     return float(stats.binomtest(first_only, discordant).pvalue) if discordant else 1.0
 

@@ -13,19 +13,19 @@ def sentence(contest: Contest) -> str:
     unit = METRICS[contest.study.metric].unit
     if contest.alike and verdict == "cannot tell":
         words = in_words(verdict, paired.statistics, unit)
-        return f"{words}, {contest.held}: one configuration under two names, so it is noise"
+        return f"{words}, {contest.held}: both arms have one configuration, so any difference is noise"
     finite = f"{in_words(contest.by_values, paired.statistics, unit)}, {contest.held}"
     if contest.by_values == "cannot tell" and significant(paired.statistics.p):
-        corrected = f"{p_value(contest.p_holm)} as one of {paired.arms} arms (Holm)"
-        finite += f"; p is {p_value(paired.statistics.p)}, and {corrected}"
+        corrected = f"{p_value(contest.p_holm)} after correction for {paired.arms} arms (Holm)"
+        finite += f"; p is {p_value(paired.statistics.p)}, but {corrected}"
     if contest.by_divergence or verdict != contest.by_values:
-        alone, other = paired.diverged_alone
+        only_arm, only_baseline = paired.diverged_alone
         p = f" (exact McNemar p {p_value(paired.p_diverged)})" if contest.by_divergence else ""
-        seeds = f"of {len(paired.ended)} seeds, {alone} diverged here only and {other} in the baseline only{p}"
-        return f"{verdict}: {seeds}; where both finished, {finite}"
+        counts = f"{only_arm} diverged only in this arm and {only_baseline} only in the baseline"
+        return f"{verdict}: of {len(paired.ended)} seeds, {counts}{p}; where both finished, {finite}"
     if arm.diverged or baseline.diverged:
         of_arm, of_baseline = (f"{one.diverged} of {len(one.ends)}" for one in (arm, baseline))
-        finite += f"; diverged: {of_arm} runs, of the baseline's {of_baseline}"
+        finite += f"; diverged: {of_arm} runs, and {of_baseline} of the baseline"
     return finite
 
 
@@ -45,6 +45,6 @@ def in_words(verdict: Conclusion, statistics: PairedStatistics, unit: str) -> st
         return f"equivalent within {margin} (difference {difference}, 95% interval {reach}; {pairs} pairs)"
     if interval is None:
         few = "a single pair" if pairs == 1 else f"{pairs} pairs, too far apart for an interval"
-        return f"cannot tell (difference {difference}{unit} of {few})"
+        return f"cannot tell (difference {difference}{unit} from {few})"
     smallest = f"smallest effect that {pairs} seeds could see: {rounded(statistics.mde, statistics.mde)}"
     return f"cannot tell (difference {difference}{unit}, 95% interval {reach}; {smallest})"

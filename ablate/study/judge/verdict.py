@@ -110,7 +110,7 @@ def _require(study: Study, baseline: ArmRuns, others: list[ArmRuns]) -> None:
         there = tally(run.status for run in baseline.runs.values()) or "none"
         able = [arm.name for arm in others if arm.ends]
         raise AblateError(
-            f"baseline={study.baseline}: no run of it finished with {study.metric} (there: {there}); "
+            f"baseline={study.baseline}: none of its runs finished with {study.metric} (its runs: {there}); "
             f"finish it, or choose another baseline{did_you_mean(study.baseline, able) if able else ''}"
         )
 

@@ -1,1 +1,1 @@
-"""Starts the runs of a study, watches them and continues those that were cut short."""
+"""Starts the runs of a study, watches them, and continues those that were interrupted."""

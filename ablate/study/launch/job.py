@@ -51,7 +51,7 @@ def run(config: DictConfig, overrides: list[str]) -> float:
 
 
 def _start_or_resume(config: DictConfig, overrides: list[str]) -> float:
-    """Resumes the run if its folder holds one. The job decides, as a cluster may requeue it with old overrides."""
+    """Resumes the run if its folder holds one. Decided here because a cluster may requeue a job with old overrides."""
     path = Path(config.run_dir)
     if path.is_dir():
         with held(path):
@@ -81,7 +81,7 @@ def _enter(folder: str) -> None:
 
 @contextmanager
 def _output_to(run_dir: Path) -> Iterator[None]:
-    """Sends stdout and stderr to a file of the study, since several runs print at once."""
+    """Sends stdout and stderr to a file in the study's folder, because several runs print at once."""
     study, stage, arm, seed = run_dir.parents[2], *run_dir.parts[-3:]
     path = study / "output" / stage / arm / f"{seed}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ def is_elsewhere(hydra: DictConfig) -> bool:
 def check_devices(hydra: DictConfig, arms: list[Arm]) -> None:
     """Raises AblateError if an arm trains on several devices and its runs are started in other processes.
 
-    Lightning starts further ranks by repeating the command line, and a launcher's process has none to repeat.
+    Lightning starts further ranks by repeating the command line, and a process of a launcher has no such command line.
     """
     for arm in arms:
         trainer = arm.config["trainer"]

@@ -1,7 +1,7 @@
-"""How far a study is, by the summaries in its run folders.
+"""The progress of a study, read from the summaries in its run folders.
 
-Hydra's basic launcher runs jobs in the sweeper's process: each prints the line as it ends. Other launchers' jobs print
-to files of their own, so a thread of the sweeper watches their folders.
+Hydra's basic launcher runs jobs in the sweeper's process, and each job prints the progress when it ends. Jobs of other
+launchers print to files of their own, so a thread of the sweeper watches their folders and prints the progress.
 """
 
 import threading
@@ -22,7 +22,7 @@ _FILE = "progress.json"
 
 
 def status_of(path: Path) -> str | None:
-    """The status in the folder's summary.json; None: there is none yet."""
+    """The status in the folder's summary.json; None if there is no readable one."""
     try:
         return read_summary(path).get("status")
     except AblateError:
@@ -33,7 +33,7 @@ def status_of(path: Path) -> str | None:
 class Progress:
     """All runs of a study (`paths`, relative to its folder), and how many had ended when the current ones began.
 
-    began: when that was, in seconds since the epoch.
+    began: the time of that count, in seconds since the epoch.
     """
 
     folder: Path
@@ -43,7 +43,7 @@ class Progress:
 
     @classmethod
     def begin(cls, folder: Path, paths: list[Path]) -> "Progress":
-        """Counts from now on, and keeps that in the study's folder for `read`."""
+        """Starts counting now, and stores the start in the study's folder for `read`."""
         names = [str(path.relative_to(folder)) for path in paths]
         ended, now = sum(status_of(path) in ENDED for path in paths), time.time()
         write_json(folder / _FILE, {"paths": names, "ended_before": ended, "began": now})
@@ -51,7 +51,7 @@ class Progress:
 
     @classmethod
     def read(cls, folder: Path) -> "Progress | None":
-        """What `begin` kept; None if there is none."""
+        """The progress that `begin` stored; None if none is stored."""
         try:
             kept = read_json(folder / _FILE)
             return cls(folder, kept["paths"], kept["ended_before"], kept["began"])
@@ -59,7 +59,7 @@ class Progress:
             return None
 
     def statuses(self, wanted: tuple[str, ...]) -> list[str]:
-        """The statuses of the runs that have one of `wanted`."""
+        """The status of each run whose status is in `wanted`."""
         return [status for path in self.paths if (status := status_of(self.folder / path)) in wanted]
 
     def line(self) -> str:
@@ -76,7 +76,7 @@ class Progress:
 
 
 def tell(run_dir: str) -> None:
-    """Prints how far the study is to which the run in this folder belongs."""
+    """Prints the progress of the study that the run in this folder belongs to."""
     progress = Progress.read(Path(run_dir).parents[2])
     if progress is not None:
         print(progress.line(), flush=True)
@@ -84,7 +84,7 @@ def tell(run_dir: str) -> None:
 
 @contextmanager
 def watched(progress: Progress, every_s: float = 2.0) -> Iterator[None]:
-    """While the block lasts, prints how far the study is whenever a run of another process has ended."""
+    """Prints the progress whenever a run in another process ends, until the block ends."""
     done = threading.Event()
     shown = progress.statuses(_OVER)
 

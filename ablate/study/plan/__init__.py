@@ -1,1 +1,1 @@
-"""What a study runs: its arms, their matched sizes, numbers of steps and learning rates."""
+"""Plans a study: its arms, their matched sizes, numbers of steps and learning rates."""

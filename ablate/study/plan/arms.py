@@ -26,8 +26,8 @@ Compose = Callable[[list[str]], DictConfig]  # overrides -> the configuration th
 class Arm:
     """One arm of a study.
 
-    overrides: those that its runs start with: the command line's, the arm's own, and those that the plan adds.
-    node: the configuration that Hydra composes from them, without the node `hydra`, interpolations not yet resolved.
+    overrides: what its runs start with: the command line's overrides, the arm's own, and those that the plan adds.
+    node: the configuration that Hydra composes from them, without the node `hydra` and with unresolved interpolations.
     """
 
     name: str
@@ -44,8 +44,8 @@ class Arm:
     def with_override(self, override: str) -> "Arm":
         """The same arm with one more value override, `trainer.max_steps=90`, also set on the composed configuration.
 
-        Hydra applies value overrides last and in order, so composing anew would give the same. Values that
-        interpolate the changed one follow it.
+        Hydra applies value overrides last and in order, so composing again would give the same. Values that
+        interpolate the changed one change with it.
         """
         [parsed_override] = parsed([override])
         node = copy.deepcopy(self.node)
@@ -64,13 +64,13 @@ class Job:
 
     @property
     def overrides(self) -> list[str]:
-        """All that the run's own process composes its configuration from."""
+        """The overrides from which the run's own process composes its configuration."""
         study = [f"++study.arm={quoted(self.arm.name)}", f"study.stage={self.stage}"]
         return [*self.arm.overrides, f"seed={self.seed}", *study, f"run_dir={quoted(str(self.path))}"]
 
 
 def shared_overrides(arguments: list[str], study: Study) -> tuple[list[str], list[int]]:
-    """The command line's overrides that hold for all runs, and the seeds: from `seed=0,1,2`, or else the study's.
+    """The command line's overrides that all runs share, and the seeds: from `seed=0,1,2`, or else the study's.
 
     Raises:
         AblateError: an override of a key that an arm sets; a sweep over anything but the seed.
@@ -138,7 +138,7 @@ def _check_free(study: Study, name: str, key: str) -> None:
 
 @contextmanager
 def naming(arm: str) -> Iterator[None]:
-    """Puts the arm's name in front of the message of a user's mistake."""
+    """If the block raises a user's mistake, puts the arm's name in front of the message."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What stops a study before its first run, each with one line that names the arm."""
+"""Checks before a study's first run. Each error is one line that names the arm."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ _REMEDY = "move this folder away, or choose another one for the study: run_dir=.
 
 
 def check_arms(study: Study, tuned: bool) -> None:
-    """Raises AblateError if an arm sets what the study decides for all arms: its change would have no effect."""
+    """Raises AblateError if an arm sets what the study decides for all arms; the override would have no effect."""
     why = dict.fromkeys(("seed", *ASIDE, "experiment"), "which makes no difference between arms")
     why["trainer.max_steps"] = f"which follows from study.hold={study.hold}"
     if tuned:
@@ -45,7 +45,7 @@ def check_runs(arms: list[Arm]) -> None:
 
 
 def open_corpora(arms: list[Arm]) -> dict[str, dict[int, int]]:
-    """Prepares and opens the arms' corpora, each once, as opening one hashes its files.
+    """Prepares and opens each corpus of the arms once only, because opening hashes its files.
 
     Returns:
         Arm -> the pieces of its training rows, see `RowSource.pieces`.

@@ -17,7 +17,7 @@ from ablate.training.parts import assemble
 
 
 def hold(study: Study, arms: list[Arm], pieces: Mapping[str, Mapping[int, int]], folder: Path) -> list[Arm]:
-    """The arms, each with the number of steps that costs what the baseline's steps cost.
+    """The arms, each with the number of steps that costs as much as the baseline's steps.
 
     pieces: arm -> the pieces of its training rows; read only with hold=flops.
     folder: the study's; it keeps the measured seconds, so that repeating the command gives the same numbers of steps.
@@ -37,7 +37,9 @@ def hold(study: Study, arms: list[Arm], pieces: Mapping[str, Mapping[int, int]],
     for arm in others:
         steps = round(baseline_steps * cost[baseline.name] / cost[arm.name])
         if steps < 1:
-            raise AblateError(f"study.hold={study.hold}: one step of '{arm.name}' costs more than the whole baseline")
+            raise AblateError(
+                f"study.hold={study.hold}: one step of '{arm.name}' costs more than all of the baseline's"
+            )
         held.append(arm if steps == baseline_steps else arm.with_override(f"trainer.max_steps={steps}"))
     return held
 
@@ -50,7 +52,8 @@ def _flops(arm: Arm, pieces: Mapping[int, int]) -> float:
 def _kept_seconds(arms: list[Arm], file: Path) -> dict[str, float]:
     """Arm -> seconds of one step, as measured when the arm joined the study.
 
-    An arm that joins later is timed beside the baseline, and scaled by what the baseline took then and takes now.
+    An arm that joins later is timed beside the baseline, and its seconds are multiplied by the baseline's seconds as
+    first measured over those measured now.
     """
     try:
         kept = read_json(file)
@@ -70,7 +73,7 @@ def _kept_seconds(arms: list[Arm], file: Path) -> dict[str, float]:
 
 
 def _seconds(arms: list[Arm], rounds: int = 3) -> dict[str, float]:
-    """Arm -> seconds of one optimiser step, measured on this machine in turn, callbacks and logging included."""
+    """Arm -> seconds of one optimiser step, with callbacks and logging; the arms are timed in turn on this machine."""
     print(f"study.hold=seconds: timing the steps of {len(arms)} arms in turn", flush=True)
     rows = measure.time_steps([_contestant(arm) for arm in arms], rounds, say=lambda line: None)
     return {

@@ -1,4 +1,4 @@
-"""Matched budgets: the width of the FFN, the depth or the width at which an arm costs what the baseline costs."""
+"""Matched budgets: finds the FFN width, the depth or the model width at which an arm costs what the baseline costs."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -22,8 +22,8 @@ _KEYS = {"ffn": "model.ffn.hidden", "depth": "model.depth", "dim": "model.dim"}
 class Matched:
     """How an arm is brought to the baseline's budget.
 
-    budget: the arm's, once matched. override: sets the size that matches it; None: it needs none.
-    difference: (arm - baseline) / baseline of what is matched, or of the parameters with match=none.
+    budget: the arm's, once matched. override: sets the size that matches it; None: the arm keeps its size.
+    difference: (arm - baseline) / baseline, of what is matched, or of the parameters with match=none.
     """
 
     budget: Budget
@@ -41,9 +41,9 @@ def budget_of(model: dict[str, Any], pieces: Mapping[int, int] | None = None) ->
 
 
 def match(study: Study, models: dict[str, dict[str, Any]]) -> dict[str, Matched]:
-    """Arm -> its match: every arm within 1% of the baseline, which is left as it is.
+    """Arm -> its match: every arm is brought within 1% of the baseline.
 
-    An arm that lies within 1% from the start is left as it is, too, so that it differs only in its own change.
+    An arm that is within 1% from the start keeps its size, so that it differs only in its own change.
 
     Raises:
         AblateError: no size brings an arm within 1%.

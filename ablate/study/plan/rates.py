@@ -26,10 +26,10 @@ def at_rate(arm: Arm, lr: float) -> Arm:
 
 
 def choose(study: Study, tuning: Tuning, records: list[RunRecord]) -> dict[str, Any]:
-    """The grid and, for each arm, its points (learning rate, seed, metric or null), its best rate and whether that is
-    the grid's first or last (`edge`).
+    """Chooses the learning rate with the best mean for each arm; never one at which a run diverged.
 
-    A learning rate at which a run diverged is not chosen.
+    {"grid": rates, "arms": {arm: {"points": [[rate, seed, metric or None], ...],
+                                   "chosen": the best rate, "edge": whether it is the grid's first or last}}}
 
     Raises:
         AblateError: an arm diverged at every learning rate.

@@ -19,9 +19,9 @@ def forest(verdict: Verdict) -> Plot:
     plot = Plot("forest", f"Difference from {study.baseline}", "")
     drawn = {name: arm for name, arm in verdict.arms.items() if arm.statistics.effect is not None}
     left_out = [name for name in verdict.arms if name not in drawn]
-    without = f" No pair of runs gives an effect of {', '.join(left_out)}." if left_out else ""
+    without = f" Not shown, because no pair of runs gives an effect: {', '.join(left_out)}." if left_out else ""
     if not verdict.arms:
-        return replace(plot, caption="There is no arm beside the baseline.")
+        return replace(plot, caption="There is no arm besides the baseline.")
     if not drawn:
         return replace(plot, caption=without.strip())
     numbers = list(verdict.runs)
@@ -36,7 +36,7 @@ def forest(verdict: Verdict) -> Plot:
     figure.update_xaxes(title=title, range=_range(list(drawn.values()), study.margin))
     figure.update_yaxes(visible=False, range=[0.55 - len(drawn), 0.75], fixedrange=True)
     figure.update_layout(showlegend=False, height=96 + ROW * len(drawn), margin_t=44)
-    caption = "Means over pairs of one seed, and their 95% intervals; each pair is a faint dot."
+    caption = "Mean difference over the seeds, with its 95% interval; each faint dot is one seed's pair of runs."
     caption += f" Grey: within the margin, ±{setting(study.margin)}."
     return replace(plot, caption=caption + without, figure=figure)
 
@@ -90,7 +90,7 @@ def _directions(figure: go.Figure, rising: bool) -> None:
 
 
 def _range(drawn: list[ArmVerdict], margin: float) -> list[float]:
-    """Of the x axis: it shows zero, the margin, every interval and every pair."""
+    """The range of the x axis: from zero and the margin to every interval and every pair."""
     values = [margin, -margin]
     for arm in drawn:
         values += [arm.statistics.effect, *arm.differences.values(), *(arm.statistics.interval or [])]

@@ -1,4 +1,4 @@
-"""The report as Markdown: for a terminal, and for a forge."""
+"""The report as Markdown, for a terminal or a Git host."""
 
 import re
 from pathlib import Path
@@ -11,12 +11,12 @@ from ablate.study.report.words import claim_in_words, conditions
 
 
 def markdown(verdict: Verdict, folder: Path) -> str:
-    """folder: the report's, from which the paths of the runs are given."""
+    """The report in Markdown. folder: the report's; the paths of the runs are relative to it."""
     study = verdict.study
     parts = [f"# {_plain(study.question)}", _plain(" · ".join(conditions(verdict)))]
     parts += [_sentence(name, arm) for name, arm in verdict.arms.items()]
     if not verdict.arms:
-        parts.append("There is no arm beside the baseline: nothing is compared.")
+        parts.append("There is no arm besides the baseline: nothing is compared.")
     if verdict.notes:
         parts += ["## Notes", "\n".join(f"- {_plain(note)}" for note in verdict.notes)]
     if verdict.arms:
@@ -33,7 +33,7 @@ def _sentence(name: str, arm: ArmVerdict) -> str:
 
 
 def _arms(verdict: Verdict) -> str:
-    """A row for each figure and a column for each arm: a terminal has room for few columns."""
+    """A row for each figure and a column for each arm, because a terminal has room for few columns."""
     titles, cells = arms_table(verdict)
     rows = [[title, *(_cell(of_arm[i]) for of_arm in cells.values())] for i, title in enumerate(titles)]
     names = [f"{name} (baseline)" if name == verdict.study.baseline else name for name in cells]
@@ -45,7 +45,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _table(titles: list[str], rows: list[list[str]]) -> str:
-    """Padded, so that it can be read without being rendered; numbers to the right."""
+    """A table padded to be readable as plain text, with numbers to the right."""
     lines = [[_plain(text).replace("|", r"\|") for text in row] for row in (titles, *rows)]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(titles))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -57,7 +57,7 @@ def _table(titles: list[str], rows: list[list[str]]) -> str:
 
 
 def _plain(text: str, bold: str = "") -> str:
-    """A user's text on one line, escaped so that it makes no markup, HTML or link. bold: the beginning that is bold."""
+    """A user's text on one line, escaped so that it makes no markup, HTML or link. bold: the beginning to make bold."""
     begin, rest = (text[: len(bold)], text[len(bold) :]) if bold else ("", text)
     escaped = [_escaped(" ".join(part.split())) for part in (begin, rest)]
     return f"**{escaped[0]}**{escaped[1]}".strip() if bold else escaped[1]

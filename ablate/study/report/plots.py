@@ -1,6 +1,6 @@
 """The plots of a report: effects, curves, loss by position, learning rates.
 
-A curve's line is the mean over the seeds, its band reaches from the least to the most. A plot shows one `View` at a
+A curve's line is the mean over the seeds; its band reaches from the least to the most. A plot shows one `View` at a
 time, which the reader chooses.
 """
 
@@ -20,8 +20,8 @@ from ablate.study.report.forest import forest
 from ablate.study.report.rates import learning_rates
 from ablate.words import level, rounded, scale, short
 
-MARKED = 16  # points: each point of a line with no more than these gets a marker
-START = 0.2  # of a curve, left out of the y axis: it falls so far there that the rest would look flat
+MARKED = 16  # points: a line with at most this many gets a marker at each
+START = 0.2  # share of a curve that the y axis leaves out: it falls so far there that the rest would look flat
 BANDS = "Means over the seeds; the bands reach from the least to the most."
 POSITION = "position in the document, tokens"
 
@@ -61,7 +61,7 @@ class View:
 
 
 def curves(verdict: Verdict) -> Plot:
-    """The metric and the training loss over their cost, and the metric's difference from the baseline."""
+    """The metric and the training loss against their cost, and the metric's difference from the baseline."""
     metric = verdict.study.metric
     plot = Plot("curves", "Over the training", "")
     names = list(dict.fromkeys([metric, "train/loss"]))
@@ -70,13 +70,13 @@ def curves(verdict: Verdict) -> Plot:
     views = [view for view in views if not view.empty]
     if not views:
         return replace(
-            plot, caption=f"No run logged {metric} twice; a smaller trainer.val_check_interval draws this plot."
+            plot, caption=f"No run logged {metric} twice; set a smaller trainer.val_check_interval to get this plot."
         )
     caption = BANDS
     if any(view.broken and any(view.broken.values()) for view in views):
         caption += " Dotted: runs that diverged, one by one."
     if any(map(_cut_off, views)):
-        caption += " The button Autoscale shows what lies outside, such as the start."
+        caption += " The button Autoscale shows what is cut off, such as the start."
     figure = _drawn(views, list(verdict.runs))
     figure.update_xaxes(tickformat="~s", rangemode="tozero")
     return replace(plot, caption=caption, figure=figure, choices=[view.label for view in views])
@@ -116,7 +116,7 @@ def _from_baseline(verdict: Verdict) -> View:
 
 
 def _curves(runs: list[RunRecord], metric: str, axis: str) -> dict[int, Curve]:
-    """Seed -> cost -> value. A step is counted at the mean cost over these runs; empty if no cost is known."""
+    """{seed: {cost so far: value}}. Each step costs the mean over these runs; empty if no cost is known."""
     costs = [cost for run in runs if (cost := run.cost_of_step(axis))]
     if not costs:
         return {}
@@ -148,19 +148,19 @@ def positions(verdict: Verdict) -> Plot:
     caption = f"{BANDS} Dashed: the end of the trained context."
     missing = [arm for arm, of_arm in by_seed.items() if not any(of_arm.values())]
     if missing:
-        caption += f" Not measured of {', '.join(missing)}."
+        caption += f" Not measured: {', '.join(missing)}."
     return replace(plot, caption=caption, figure=figure, choices=[view.label for view in views])
 
 
 def _by_position(run: RunRecord) -> Curve:
-    """The middle of each stretch of positions -> its loss."""
+    """{middle of a stretch of positions: its loss}."""
     edges, losses = (run.recorded(f"by_position.{key}") or [] for key in ("edges", "loss"))
     stretches = zip(edges, edges[1:], losses, strict=False)
     return {(low + high) / 2: loss for low, high, loss in stretches if loss is not None and math.isfinite(loss)}
 
 
 def _minus(curves: dict[int, Curve], base: dict[int, Curve]) -> list[Curve]:
-    """For each seed of both the one curve minus the other, at the points of both."""
+    """For each seed in both: its curve minus its base, at the points that both have."""
     pairs = [(curves[seed], base[seed]) for seed in sorted(curves.keys() & base.keys())]
     return [{x: y - other[x] for x, y in curve.items() if x in other} for curve, other in pairs]
 
@@ -177,20 +177,20 @@ class _Band:
 
 
 def _band(curves: list[Curve]) -> _Band:
-    """Over the points that all curves have."""
+    """The mean, least and most at the points that all curves share."""
     shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     values = [[curve[x] for curve in curves] for x in shared]
     return _Band(shared, [sum(v) / len(v) for v in values], [min(v) for v in values], [max(v) for v in values])
 
 
 def _bands(curves: list[Curve]) -> list[_Band]:
-    """One band over all curves; if they share no two points, one for each."""
+    """One band over all curves; if they share fewer than two points, one band for each."""
     together = _band(curves)
     return [together] if len(together.x) > 1 else [_band([curve]) for curve in curves if curve]
 
 
 def _drawn(views: list[View], arms: list[str]) -> go.Figure:
-    """A figure with a choice for each view; an arm's colour is that of its place in `arms`."""
+    """A figure with a choice for each view; an arm's place in `arms` sets its colour."""
     figure = empty_figure(len(arms))
     for choice, view in enumerate(views):
         for i, arm in enumerate(arms):
@@ -241,14 +241,14 @@ def _hover(view: View, arm: str, band: _Band, at: int) -> str:
 
 
 def _layout(view: View) -> dict[str, Any]:
-    """The keys are flat, as Plotly.update takes them."""
+    """The layout of a view, with the flat keys that Plotly.update takes."""
     layout = {"xaxis.title.text": view.x_title, "yaxis.title.text": view.y_title}
     shown = _range(view)
     return layout | ({"yaxis.range": shown, "yaxis.autorange": False} if shown else {"yaxis.autorange": True})
 
 
 def _range(view: View) -> list[float] | None:
-    """Of the y axis: from the least to the most of the bands after their start; None leaves it to plotly."""
+    """The range of the y axis: from the least to the most of the bands after their start; None leaves it to plotly."""
     bands = [band for curves in view.curves.values() for band in _bands(curves) if len(band.x) > 1]
     if not view.settled or not bands:
         return None

@@ -1,4 +1,4 @@
-"""What made the numbers of a report: commands, budgets, corpus, code and machine."""
+"""The origin of a report's numbers: commands, budgets, corpus, code and machine."""
 
 import os
 from collections.abc import Iterable
@@ -11,11 +11,11 @@ from ablate.study.records import RunRecord
 from ablate.study.report.words import held_in_words, matched_in_words
 from ablate.words import listed, setting
 
-FEW = 3  # commands that are shown; the others are counted
+FEW = 3  # commands that are shown; the others are only counted
 
 
 def provenance(verdict: Verdict) -> list[tuple[str, str]]:
-    """Names and their values in words. What no run recorded is left out."""
+    """(name, value in words) of each fact that any run recorded."""
     runs = verdict.records
     known = {
         "commands": _commands(runs),
@@ -55,5 +55,5 @@ def _corpus(run: RunRecord) -> str:
 
 
 def _distinct(texts: Iterable[str | None]) -> list[str]:
-    """Each text once, in order, without the empty ones."""
+    """Each text once, in order; empty ones are left out."""
     return list(dict.fromkeys(text for text in texts if text))

@@ -27,7 +27,7 @@ def learning_rates(verdict: Verdict) -> Plot:
     log_x(figure, "learning rate", set(tuning["grid"]))
     figure.update_yaxes(title=METRICS[verdict.study.metric].titled)
     caption = (
-        "Means over the tuning seeds; each run is a faint dot; the ring marks the rate that the arm was trained with."
+        "Means over the tuning seeds. Each faint dot is a run; the ring marks the rate that the arm was trained with."
     )
     return replace(plot, caption=" ".join([caption, *diverged]), figure=figure)
 
@@ -70,7 +70,7 @@ def _traces(name: str, tried: dict[str, Any], number: int) -> Iterable[dict[str,
 
 
 def _diverged(name: str, tried: dict[str, Any]) -> Iterable[str]:
-    """How many runs diverged at which rates."""
+    """A sentence on how many runs diverged at which rates, if any did."""
     diverged: dict[float, list[bool]] = defaultdict(list)
     for rate, _, value in tried["points"]:
         diverged[rate].append(value is None)

@@ -1,4 +1,4 @@
-"""The tables of a report: what each arm is and does, what the tests say, and where the configurations differ."""
+"""The tables of a report: the figures of each arm, the tests, and where the configurations differ."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ TESTS = ("verdict", "effect", "95% interval", "pairs", "p", "p, Holm", "p, sign 
 
 
 def arms_table(verdict: Verdict) -> tuple[list[str], dict[str, list[Cell]]]:
-    """The titles, and the cells of each arm by its name. Loss is never alone: size, cost and speed stand beside it."""
+    """The titles, and the cells of each arm by its name. Size, cost and speed are always shown beside the loss."""
     titles, rows = filled(_columns(verdict), verdict.runs.values())
     return titles, dict(zip(verdict.runs, rows, strict=True))
 
@@ -52,7 +52,7 @@ def _mean(
     text: Callable[[float], str],
     runs: Callable[[ArmRuns], list[RunRecord]] = lambda arm: arm.finished,
 ) -> Column[ArmRuns]:
-    """The mean over the runs, and below it the least and the most, if their texts differ."""
+    """The mean over the runs, with the least and the most below it if their texts differ."""
 
     def cell(arm: ArmRuns) -> Cell:
         values = [known for run in runs(arm) if (known := value(run)) is not None]
@@ -70,7 +70,7 @@ def _measured(title: str, keys: str, text: Callable[[float], str]) -> Column[Arm
 
 
 def _counted(title: str, keys: str, text: Callable[[float], str]) -> Column[ArmRuns]:
-    """A figure that every run knows, finished or not."""
+    """A figure that every run records, finished or not."""
     return _mean(title, lambda run: run.figure(keys), text, runs=lambda arm: list(arm.runs.values()))
 
 
@@ -99,9 +99,9 @@ def tests_of(arm: ArmVerdict) -> list[str]:
 
 
 def layer_rows(run: RunRecord) -> list[tuple[str, ...]] | str:
-    """Layers and the component of each axis, a row for each stretch of equal layers; or why there are none."""
+    """A row for each stretch of equal layers: the layers, and the component of each axis. Or why there are none."""
     if "model" not in run.config:
-        return "its configuration names no model"
+        return "its configuration has no model"
     try:
         specs = DecoderConfig.from_dict(run.config["model"]).layers()
     except (AblateError, TypeError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""The sentences of a report: its claims, its conditions, what was matched and what was held equal."""
+"""The sentences of a report on its claims, its conditions, what was matched and what was held equal."""
 
 from typing import Any
 
@@ -14,18 +14,18 @@ COSTS = {"params": "budget.total", "flops": "budget.flops_per_token"}  # where s
 
 
 def claim_in_words(claim: ClaimVerdict | None) -> str:
-    """The claim, who makes it, and its outcome. Empty if the study claims nothing of the arm."""
+    """The claim, its source and its outcome. Empty if the study makes no claim about the arm."""
     if claim is None:
         return ""
     source = f" ({claim.source})" if claim.source else ""
     if claim.expect == "report":
-        return f"Nothing is claimed: it is measured{source}."
+        return f"No claim: only measured{source}."
     than = "to" if claim.expect == "equivalent" else "than"
     return f"Claimed {claim.expect} {than} the baseline{source}: {claim.outcome}."
 
 
 def conditions(verdict: Verdict) -> list[str]:
-    """The conditions that all runs share, a few words each."""
+    """The conditions that all runs share, each in a few words."""
     study, runs = verdict.study, verdict.records
     corpora = [str(name) for run in runs if (name := run.recorded("corpus.name"))]
     machines = [_machine(machine) for run in runs if (machine := run.recorded("machine"))]
@@ -47,10 +47,10 @@ def _machine(machine: dict[str, Any]) -> str:
 
 
 def matched_in_words(verdict: Verdict) -> str:
-    """The budget that was matched, by which size, and how far the arms are from the baseline's."""
+    """The budget that was matched, the size that was changed for it, and the arm furthest from the baseline."""
     study = verdict.study
     if study.match not in MATCHED:
-        return "nothing: each arm is as large as it comes"
+        return "nothing: each arm keeps its own size"
     key = COSTS[study.match]
     costs = {
         name: next((cost for run in arm.runs.values() if (cost := run.figure(key))), None)
@@ -66,9 +66,9 @@ def matched_in_words(verdict: Verdict) -> str:
 
 
 def held_in_words(verdict: Verdict) -> str:
-    """What each run spent as much of as the baseline, and how many tokens that was."""
+    """What was held equal between the runs, and how many tokens a run took."""
     spent = [tokens for arm in verdict.runs.values() for run in arm.finished if (tokens := run.spent(TOKENS))]
-    sentence = "nothing" if verdict.unequal else f"{HELD[verdict.study.hold]}, as many as the baseline"
+    sentence = "nothing" if verdict.unequal else f"{HELD[verdict.study.hold]}, equal in all runs"
     if not spent:
         return sentence
     low, high = short(min(spent)), short(max(spent))

@@ -1,4 +1,4 @@
-"""The report of a study: verdict.json for programs, verdict.md for a terminal and a forge, index.html for a browser."""
+"""Writes a study's report: verdict.json for programs, verdict.md for terminals and Git hosts, index.html to browse."""
 
 from pathlib import Path
 from typing import Any
