@@ -31,6 +31,16 @@ def size(count: float) -> str:
     return f"{number(count)} B"
 
 
+def memory(count: float) -> str:
+    """Bytes that a machine has or needs, in binary units: 25769803776 -> 24 GiB."""
+    return f"{count / 2**30:,.0f} GiB"
+
+
+def clock(seconds: float) -> str:
+    """92 -> 1:32."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
 def duration(seconds: float) -> str:
     """200 -> 3.33 min."""
     for unit, scale in (("h", 3600), ("min", 60)):
@@ -49,11 +59,6 @@ def p_value(p: float | None) -> str:
     if p is None:
         return ""
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
-
-
-def times(ratio: float) -> str:
-    """A ratio: 2.61 x."""
-    return f"{number(ratio)} x"
 
 
 def percent(share: float, places: int = 1, sign: bool = False) -> str:

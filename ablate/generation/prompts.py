@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ablate.errors import AblateError, warn
 from ablate.model.memory import machine_memory
+from ablate.words import memory
 
 if TYPE_CHECKING:
     from ablate.model.decoder import Decoder
@@ -97,8 +98,8 @@ def check_generation_memory(model: "Decoder", rows: int, tokens: int, use_cache:
         needed = rows * model.cache_bytes(tokens)
     if needed > available:
         raise AblateError(
-            f"max_new_tokens: {rows} x {tokens:,} tokens take {needed / 2**30:,.0f} GiB, but the device has "
-            f"{available / 2**30:,.0f}: lower it"
+            f"max_new_tokens: {rows} x {tokens:,} tokens take {memory(needed)}, but the device has "
+            f"{memory(available)}: lower it"
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablate.errors import AblateError
+from ablate.words import memory
 
 if TYPE_CHECKING:
     from ablate.model.config import DecoderConfig
@@ -31,8 +32,8 @@ def require_memory(config: "DecoderConfig", parameters: int, training: bool) -> 
         purpose = "to train" if training else "to hold"
         remedy = "train on a GPU that has it" if training else 'build it under torch.device("meta") to count it'
         raise AblateError(
-            f"model.dim={config.dim}, model.depth={config.depth}: {parameters:,} parameters take {_gib(needed)} "
-            f"{purpose} in fp32, and this machine has {_gib(there)}: lower model.dim or model.depth, or {remedy}"
+            f"model.dim={config.dim}, model.depth={config.depth}: {parameters:,} parameters take {memory(needed)} "
+            f"{purpose} in fp32, and this machine has {memory(there)}: lower model.dim or model.depth, or {remedy}"
         )
 
 
@@ -41,7 +42,3 @@ def machine_memory() -> int:
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.is_file() else "max"
     return physical if limit == "max" else min(physical, int(limit))
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.0f} GiB"

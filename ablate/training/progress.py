@@ -6,7 +6,7 @@ import time
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
-from ablate.words import level
+from ablate.words import clock, level, short
 
 
 def progress_bar() -> ProgressBar:
@@ -56,10 +56,10 @@ class StepLines(ProgressBar):
         done = max(1, trainer.global_step - self._first)
         left = (now - self._start) / done * (trainer.max_steps - trainer.global_step)
         rate = trainer.callback_metrics.get("train/tokens_per_s")
-        speed = f"  {float(rate) / 1000:.1f}k tokens/s" if rate is not None else ""
+        speed = f"  {short(float(rate))} tokens/s" if rate is not None else ""
         print(
-            f"step {trainer.global_step}/{trainer.max_steps}  loss {outputs['mean'].item():.3f}{speed}"
-            f"  {int(left) // 60}:{int(left) % 60:02d} left",
+            f"step {trainer.global_step}/{trainer.max_steps}  loss {level(outputs['mean'].item())}{speed}"
+            f"  {clock(left)} left",
             flush=True,
         )
 

@@ -14,7 +14,7 @@ from ablate.hardware import training_products
 from ablate.metrics import METRICS
 from ablate.model.config import AXES, component, stretches
 from ablate.training.parts import Parts
-from ablate.words import level, short
+from ablate.words import level, number, percent, short
 
 
 def show_plan(parts: Parts, cost: Budget, corpus: Opened, config: DictConfig) -> None:
@@ -47,16 +47,18 @@ def show_results(summary: dict[str, Any], path: Path) -> None:
     names = [row.name for row in METRICS.of_validation() if row.name in metrics]
     lines = {name: f"{level(metrics[name])} {METRICS[name].unit}".rstrip() for name in names}
     if "val/accuracy" in lines:
-        lines["val/accuracy"] += f", where chance is {summary['corpus']['chance']:.4f}"
+        lines["val/accuracy"] += f", where chance is {level(summary['corpus']['chance'])}"
     rate = speed["train_tokens_per_s"]
     lines |= {
-        "training": "too short to time" if rate is None else f"{rate:.0f} tokens/s, {speed['train_mfu']:.1%} MFU",
+        "training": "too short to time"
+        if rate is None
+        else f"{number(rate)} tokens/s, {percent(speed['train_mfu'])} MFU",
         "run folder": str(path),
     }
     if "generation" in speed:
         cached, uncached = (speed["generation"][f"{way}_tokens_per_s"] for way in ("cached", "uncached"))
         lines["generating"] = (
-            f"{cached:.0f} tokens/s with the cache, {uncached:.0f} without: {cached / uncached:.1f} times"
+            f"{number(cached)} tokens/s with the cache, {number(uncached)} without: {number(cached / uncached)} times"
         )
     _lines(out, lines)
 
