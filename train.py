@@ -16,7 +16,7 @@ def main(config: DictConfig) -> float:
     overrides = [*hydra.overrides.task, *(o for o in hydra.overrides.hydra if "hydra.searchpath" in o)]
     if hydra.mode != RunMode.MULTIRUN:
         return train(config, overrides)
-    if config.study is None or config.study.arm is None:
+    if config.study is None or config.study.get("arm") is None:
         return train(config, overrides, job=hydra.job.num, sweep_dir=hydra.sweep.dir)
     from ablate.study.launch.job import run
 

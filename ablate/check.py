@@ -58,9 +58,13 @@ def choice(key: str, value: Any, valid: Iterable[Any], *, null: bool = False) ->
     """One of `valid`; the message names the nearest."""
     valid = list(valid)
     if value not in valid and not (null and value is None):
-        names = [str(v) for v in valid] + ["null"] * null
-        raise AblateError(f"{key}={shown(value)}: no such choice{did_you_mean(value, names)}")
+        raise no_choice(key, value, [str(v) for v in valid] + ["null"] * null)
     return value
+
+
+def no_choice(key: str, value: Any, valid: Iterable[str]) -> AblateError:
+    """The error of a value that is none of `valid`."""
+    return AblateError(f"{key}={shown(value)}: no such choice{did_you_mean(value, valid)}")
 
 
 def text(key: str, value: Any, *, null: bool = False, hint: str = "") -> Any:

@@ -31,7 +31,7 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], 
             if LED_BY in os.environ:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all ranks: rank 0 handles it
             sys.path.append(os.getcwd())  # where a user's plugins are
-            trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
+            given = os.environ.get("HYDRA_FULL_ERROR")
             os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of print and exit
             try:
                 with contextlib.redirect_stderr(_WithoutHydrasLine(sys.stderr)), _warnings_in_one_line():
@@ -40,10 +40,13 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], 
                 print("interrupted", file=sys.stderr)
                 sys.exit(130)
             except Exception as error:
-                if trace or (text := mistake(error)) is None:
+                if given == "1" or (text := mistake(error)) is None:
                     raise
                 print(f"error: {text}", file=sys.stderr)
                 sys.exit(1)
+            finally:
+                del os.environ["HYDRA_FULL_ERROR"]
+                os.environ.update({} if given is None else {"HYDRA_FULL_ERROR": given})
 
         return main
 

@@ -37,6 +37,16 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def put(prepared: Path, place: Path) -> None:
+    """Moves what was prepared in a workspace to its place. A folder that another process has put there first stays."""
+    sync(prepared)
+    try:
+        os.replace(prepared, place)
+    except OSError:
+        if not place.is_dir():
+            raise
+
+
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")

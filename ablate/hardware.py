@@ -2,12 +2,14 @@
 
 import resource
 import time
+from collections.abc import Iterable
 
 import torch
 
+from ablate import check
 from ablate.errors import AblateError
 from ablate.model.kernels.kernel import Place
-from ablate.model.kernels.linear import HAS_BF16_PRODUCTS, linear, training_product
+from ablate.model.kernels.linear import HAS_BF16_PRODUCTS, choose_product, linear, training_product
 
 # Dense bf16 FLOP/s from the makers' data sheets; other devices are measured.
 _PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
@@ -19,11 +21,10 @@ def resolve_accelerator(name: str, key: str = "trainer.accelerator", devices: in
     Raises:
         AblateError: there is no GPU, or there are fewer than `devices`.
     """
+    check.choice(key, name, ("auto", "cpu", "gpu", "cuda"))
     found = torch.cuda.is_available()
     if name in ("gpu", "cuda") and not found:
         raise AblateError(f"{key}={name}: torch sees no CUDA device here; use {key}=cpu")
-    if name not in ("auto", "cpu", "gpu", "cuda"):
-        raise AblateError(f"{key}={name}: choose one of auto, cpu, gpu")
     if not found or name == "cpu":
         return "cpu"
     if devices > max(1, torch.cuda.device_count()):
@@ -63,6 +64,13 @@ def training_products(accelerator: str, precision: str) -> str:
     """The name of the product that computes a run's linear maps (`kernels.linear.PRODUCTS`)."""
     device = "cuda" if accelerator == "gpu" else "cpu"
     return training_product(device, training_dtype(precision), autocast="mixed" in precision)
+
+
+def decoding_products(device: str, dtype: torch.dtype, batches: Iterable[int], compiled: bool) -> list[str]:
+    """The names of the ways in which decoding steps of these batch sizes compute their matrix products."""
+    if device != "cpu":
+        return ["torch"]
+    return list(dict.fromkeys(choose_product(dtype, batch, gradient=False, compiled=compiled) for batch in batches))
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

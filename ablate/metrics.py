@@ -2,7 +2,7 @@
 
 A validation metric is a function of the sums over the validation set; its row is all that it costs:
 
-    METRICS.add(Metric("val/perplexity", "", of=lambda val: (val.nats / val.targets).exp()))
+    METRICS.add(Metric("val/perplexity", "tokens", of=lambda val: (val.nats / val.targets).exp()))
 """
 
 import math
@@ -57,14 +57,21 @@ class Metrics:
         self._rows = {row.name: row for row in rows}
 
     def add(self, row: Metric) -> None:
-        """Raises AblateError if a different metric has that name."""
+        """Adds a row; a module that is imported twice may add its row twice.
+
+        Raises:
+            AblateError: a different metric has that name.
+        """
         known = self._rows.setdefault(row.name, row)
-        if (known.unit, known.rising, known.data) != (row.unit, row.rising, row.data):
-            raise AblateError(f"metrics: '{row.name}' is there already, with another unit, direction or kind of data")
+        if _described(known) != _described(row):
+            raise AblateError(f"metrics: there is another metric '{row.name}' already; choose another name")
 
     def __getitem__(self, name: str) -> Metric:
         """The row of that name. A metric without a row, such as a callback's, has no unit, and less of it is better."""
         return self._rows.get(name) or Metric(name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._rows
 
     def of_validation(self, data: Data | None = None) -> list[Metric]:
         """The validation metrics, for all data or for one kind."""
@@ -73,6 +80,10 @@ class Metrics:
     def logged(self, data: Data) -> list[str]:
         """The names of all metrics that a run on such data logs."""
         return [row.name for row in self._rows.values() if row.data in (None, data)]
+
+
+def _described(row: Metric) -> tuple[object, ...]:
+    return row.unit, row.rising, row.data, getattr(row.of, "__module__", None)
 
 
 METRICS = Metrics(

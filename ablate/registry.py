@@ -44,7 +44,7 @@ class Axis:
 
     def component(self, name: object) -> type:
         if not isinstance(name, str) or name not in self._components:
-            raise AblateError(f"{self.key}: no component '{name}'{did_you_mean(name, self._components)}")
+            raise check.no_choice(self.key, name, self._components)
         return self._components[name]
 
     def options(self, name: object) -> dict[str, inspect.Parameter]:
@@ -70,7 +70,15 @@ class Axis:
     def make(self, spec: Mapping[str, Any], *given: Any) -> Any:
         """Like `build`, but from what `check` returned: nothing is checked again."""
         options = {key: value for key, value in spec.items() if key != "name"}
-        return self.component(spec["name"])(*given, **options)
+        component = self.component(spec["name"])
+        try:
+            inspect.signature(component).bind(*given, **options)
+        except TypeError as error:
+            raise AblateError(
+                f"{self.key}: '{spec['name']}' ({component.__module__}) does not take what components of this kind are "
+                f"given: {error}; see docs/your_own.md"
+            ) from error
+        return component(*given, **options)
 
     @contextmanager
     def scoped(self) -> Iterator[None]:
@@ -115,6 +123,9 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         return value
     if _fits(1.0, hint) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    choices = _choices(hint)
+    if choices and isinstance(value, str):
+        raise check.no_choice(key, value, choices)
     quote = "quote it" if _fits("", hint) and isinstance(value, int | float) else ""
     raise check.wrong(key, value, in_words(hint), hint=quote)
 
@@ -132,6 +143,15 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, hint)
+
+
+def _choices(hint: Any) -> list[str]:
+    """The choices of a `Literal`, and null where None is allowed."""
+    if typing.get_origin(hint) is typing.Literal:
+        return [str(choice) for choice in typing.get_args(hint)]
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
+    found = [choice for part in parts for choice in _choices(part)]
+    return found + ["null"] * (bool(found) and type(None) in parts)
 
 
 _WORDS = {

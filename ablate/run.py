@@ -134,7 +134,18 @@ def read_config(path: Path) -> dict[str, Any]:
         raise AblateError(f"{file}: cannot be read: {_line(error)}; restore it, or move its folder away") from error
     if not isinstance(data, dict):
         raise AblateError(f"{file}: expected keys and values; restore it, or move its folder away")
-    return data
+    return _with_names(data)
+
+
+def _with_names(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a run made when the optimiser and the schedule were not named yet, as it is written now."""
+    for group in ("optimizer", "scheduler"):
+        node = config.get(group)
+        target = str(node.get("_target_")) if isinstance(node, dict) else ""
+        if target.startswith("ablate.training.") and node.get("_partial_") is True:
+            options = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
+            config[group] = {"name": target.rpartition(".")[2], **options}
+    return config
 
 
 def create(config: DictConfig, overrides: list[str], job: int | None, sweep_dir: str | None) -> Path:

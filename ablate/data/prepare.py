@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from ablate.data.rows import PackedRows
 from ablate.data.tokenise import FORMAT, write
 from ablate.data.tokenizer import Tokenizer
 from ablate.errors import AblateError
-from ablate.files import read_json, sync, workspace
+from ablate.files import put, read_json, workspace
+from ablate.words import percent
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Prepared:
     def describe(self) -> str:
         train, val = (len(rows.stream) - 1 for rows in (self.train, self.val))
         used = self.train.plan.utilisation
-        return f"{train:,} tokens to train on, {val:,} to validate; {self.packing} packing, {used:.1%} used"
+        return f"{train:,} tokens to train on, {val:,} to validate; {self.packing} packing, {percent(used)} used"
 
     def require(self, batch_size: int) -> None:
         """Checks that a batch of `batch_size` rows does not contain a row twice.
@@ -82,7 +82,7 @@ def prepare(source: Source, settings: TextSettings, cache_dir: Path, show_progre
     if not folder.exists():
         with workspace(cache_dir) as work:
             write(source, tokenizer, settings, fingerprint, work, show_progress)
-            _move(work / "corpus", folder)
+            put(work / "corpus", folder)
 
     dtype = _manifest(folder, fingerprint)["dtype"]
     train = PackedRows(
@@ -103,16 +103,6 @@ def _given_tokenizer(name: str, vocab_size: int) -> Tokenizer:
             f"set data.vocab_size={len(tokenizer)}"
         )
     return tokenizer
-
-
-def _move(work: Path, folder: Path) -> None:
-    """Moves a prepared corpus to its place, unless another process has already put it there."""
-    sync(work)
-    try:
-        os.rename(work, folder)
-    except OSError:
-        if not folder.exists():
-            raise
 
 
 def _manifest(folder: Path, fingerprint: str) -> dict[str, Any]:
@@ -148,6 +138,5 @@ def _split(
         plan = PACKERS.build({"name": packer})(np.diff(np.append(starts, len(stream) - 1)), context)
         with workspace(folder.parent) as work:
             plan.save(work / file.name)
-            sync(work)
-            os.replace(work / file.name, file)
+            put(work / file.name, file)
     return stream, starts, document_bytes, Packing.load(file)

@@ -15,6 +15,7 @@ from ablate.data.contract import Settings
 from ablate.data.rows import IGNORE, pieces_of
 from ablate.data.tokenizer import Tokenizer
 from ablate.errors import AblateError
+from ablate.words import level
 
 FORMAT = 1  # version of the rows; raise it when the same options draw other rows
 
@@ -161,7 +162,7 @@ class Drawn:
     def describe(self) -> str:
         return (
             f"rows without end to train on, {self.val.targets:,} answers in {self.val.size:,} rows to validate; "
-            f"chance is {1 / self.task.answers:.2%}"
+            f"chance is {level(1 / self.task.answers)}"
         )
 
     def require(self, batch_size: int) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ablate import check
-from ablate.errors import AblateError
+from ablate.errors import AblateError, did_you_mean
 from ablate.generation.sampling import GREEDY, Sampling
 
 
@@ -55,7 +55,15 @@ class GenerationOptions:
 
 
 def gathered(options: dict[str, Any]) -> dict[str, Any]:
-    """Keywords `options` with those of `Sampling` replaced by one, `sampling`. Greedy by default."""
-    names = {field.name for field in fields(Sampling)} & options.keys()
-    sampling = Sampling(**{"temperature": 0.0, **{name: options[name] for name in names}})
-    return dict(sampling=sampling, **{name: value for name, value in options.items() if name not in names})
+    """Keywords `options` with those of `Sampling` replaced by one, `sampling`. Greedy by default.
+
+    Raises:
+        TypeError: an unknown keyword; the message names the nearest one.
+    """
+    own, drawn = ({field.name for field in fields(kind)} for kind in (GenerationOptions, Sampling))
+    valid = own - {"sampling"} | drawn
+    for name in options:
+        if name not in valid:
+            raise TypeError(f"unexpected keyword argument '{name}'{did_you_mean(name, valid)}")
+    sampling = Sampling(**{"temperature": 0.0, **{name: options[name] for name in drawn & options.keys()}})
+    return {"sampling": sampling, **{name: value for name, value in options.items() if name not in drawn}}

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from ablate import check
 from ablate.errors import AblateError, did_you_mean, warn
+from ablate.metrics import METRICS
 from ablate.model.config import load_plugins
 from ablate.study.judge.verdict import judge
 from ablate.study.plan.rates import choose
@@ -29,8 +30,20 @@ def compare(config: DictConfig) -> None:
     folder = Path(str(config.runs))
     records = read_any_runs(folder)
     study = study_of(records, config.baseline, config.metric, config.margin)
+    _check_direction(study.metric, records)
     verdict = judge(study, records, _tuned(records, folder / "tuning"))
     show_verdict(verdict, write_report(verdict, Path(config.out or folder / "report")))
+
+
+def _check_direction(metric: str, records: list[RunRecord]) -> None:
+    """Raises AblateError if a plug-in of the runs may say whether more of the metric is better, and is not given."""
+    plugins = sorted({name for run in records for name in run.config.get("plugins") or []})
+    if metric in METRICS or not any(metric in run.metrics for run in records):
+        return
+    if plugins:
+        given = f"plugins=[{','.join(plugins)}]"
+        raise AblateError(f"metric={metric}: a plug-in says whether more is better; name the runs' own: {given}")
+    warn(f"metric={metric}: nothing says whether more is better; less is taken to be better")
 
 
 def study_of(records: list[RunRecord], baseline: str | None, metric: str | None, margin: float | None) -> Study:

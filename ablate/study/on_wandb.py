@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from ablate.compose import one_line
 from ablate.errors import warn
 from ablate.study.judge.verdict import ArmVerdict, Verdict
-from ablate.training.wandb_logger import lasting_id, online
+from ablate.training.wandb_logger import lasting_id, mode
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -32,8 +32,9 @@ def log_verdict(verdict: Verdict, report: Path, logger: DictConfig, folder: Path
     report: the report's folder. logger: `logger.wandb` of the configuration.
     """
     try:
-        connected = online()
-        run = _log(verdict, report, logger, folder, connected)
+        chosen = mode()
+        connected = chosen == "online"
+        run = _log(verdict, report, logger, folder, chosen)
         if connected:
             print(f"wandb: {run.url}", flush=True)
             _show_dashboard(run, verdict.study.metric, folder)
@@ -62,7 +63,7 @@ def _waiting(folder: Path) -> list[Path]:
     return sorted(path for path in files if not path.with_suffix(".wandb.synced").exists())
 
 
-def _log(verdict: Verdict, report: Path, logger: DictConfig, folder: Path, connected: bool) -> wandb.Run:
+def _log(verdict: Verdict, report: Path, logger: DictConfig, folder: Path, mode: str) -> wandb.Run:
     """Logs to the one wandb run that belongs to the study's folder; resumes it if it exists."""
     study = verdict.study
     with wandb.init(
@@ -74,7 +75,7 @@ def _log(verdict: Verdict, report: Path, logger: DictConfig, folder: Path, conne
         id=lasting_id(folder),
         resume="allow",
         dir=folder,
-        mode="online" if connected else "offline",
+        mode=mode,
         config={"study": {key: getattr(study, key) for key in _ASKED}},
         settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
     ) as run:

@@ -73,6 +73,8 @@ def read_study(node: Mapping[str, Any]) -> tuple[Study, Tuning | None]:
         if given.get("arms"):
             raise AblateError("study.arms and study.factors: give only one of the two")
         given["arms"], given["baseline"] = _designed(factors, design)
+    elif not isinstance(given.get("arms"), Mapping):
+        raise check.wrong("study.arms", given.get("arms"), "arm: [overrides], two or more")
     claims = read_claims(given.pop("claims", None) or {}, given.get("arms") or {}, given.get("baseline"))
     study = Study(**{**check_options("study", "a study", Study, given), "claims": claims})
     _check(study)

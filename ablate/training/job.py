@@ -11,9 +11,9 @@ from typing import Any
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from ablate import hardware
+from ablate import check, hardware
 from ablate.accounting import Budget, budget
 from ablate.compose import plain
 from ablate.data import Opened
@@ -97,8 +97,12 @@ class Settled:
 
 def settle(config: DictConfig, overrides: list[str]) -> Settled:
     """The given configuration, or that of the run to resume."""
+    if config.study is not None and "arm" not in config.study:
+        raise AblateError("study=none: the experiment is a study; leave study=none out")
     if config.study is not None and config.study.arm is None and config.resume is None:
         raise AblateError(f"{config.study.name} is a study, which has several runs: start it with -m, one at a time")
+    for key in ("run_dir", "resume", "paths.runs", "paths.data"):
+        check.text(key, OmegaConf.select(config, key), null=key in PLACE)
     resuming = config.resume is not None
     if resuming:
         config, overrides = resumed(config.resume, overrides)

@@ -13,6 +13,7 @@ from ablate.compose import plain
 from ablate.data import CORPORA, Settings
 from ablate.errors import AblateError
 from ablate.generation import Sampling
+from ablate.metrics import METRICS, Sums
 from ablate.model.config import DecoderConfig, load_plugins
 from ablate.model.decoder import Decoder, check_memory
 from ablate.registry import check_options
@@ -65,6 +66,10 @@ def assemble(config: DictConfig, device: str = "cpu") -> Parts:
     Raises:
         AblateError: the first mistake found; the message names its key.
     """
+    for group in ("model", "data", "optimizer", "scheduler", "trainer", "callbacks", "logger", "sample"):
+        node = config.get(group)
+        if not isinstance(node, DictConfig) and not (group == "sample" and node is None):
+            raise check.wrong(group, node, "keys and values", null=group == "sample")
     tags = config.tags
     if not isinstance(tags, ListConfig) or not all(isinstance(tag, str) for tag in tags):
         raise check.wrong("tags", tags, "a list of names, such as tags=[one,two]")
@@ -89,9 +94,16 @@ def assemble(config: DictConfig, device: str = "cpu") -> Parts:
         _check_shardable(decoder)
     kernels = decoder.kernels(hardware.training_place(accelerator, precision, data.context, config.compile))
     steps = config.trainer.max_steps
-    _try("optimizer", lambda: optimizer(decoder))
+    _try("optimizer", lambda: _check_optimizer(optimizer(decoder)))
     _try("scheduler", lambda: [float(schedule(step, steps)) for step in (0, steps)])
+    for row in METRICS.of_validation():
+        _try(f"metrics: {row.name}", lambda row=row: float(row.of(Sums(*torch.ones(4).unbind()))))
     return Parts(decoder, kernels, data, corpus, optimizer, schedule, accelerator, precision, sample)
+
+
+def _check_optimizer(made: object) -> None:
+    if not isinstance(made, torch.optim.Optimizer):
+        raise check.wrong("optimizer", made, "a torch optimiser when it is called with a model")
 
 
 def read_data(node: dict[str, Any]) -> tuple[Settings, Any]:
@@ -144,4 +156,4 @@ def _try(key: str, attempt: Callable[[], object]) -> None:
     except AblateError:
         raise
     except Exception as error:
-        raise AblateError(f"{key}: {str(error).splitlines()[0]}") from error
+        raise AblateError(f"{key}: {(str(error) or repr(error)).splitlines()[0]}") from error

@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 
 def wandb_logger(*, save_dir: str, project: str, **identity: Any) -> WandbLogger:
     """A logger that continues the wandb run with the same `id`; offline if no account is set up."""
-    return WandbLogger(save_dir=save_dir, project=project, offline=not online(), resume="allow", **identity)
+    # Not `offline=`: Lightning then sets WANDB_MODE, which wandb no longer reads once it has looked for an account.
+    return WandbLogger(save_dir=save_dir, project=project, mode=mode(), resume="allow", **identity)
 
 
 def identity(config: DictConfig, overrides: list[str]) -> dict[str, Any]:
@@ -53,10 +54,9 @@ def finish(summary: dict[str, Any], exit_code: int) -> None:
         wandb.finish(exit_code=exit_code)
 
 
-def online() -> bool:
-    """Whether WANDB_MODE is online, or it is not set and an account is set up."""
+def mode() -> str:
+    """WANDB_MODE; where it is not set, online if an account is set up, else offline."""
     import wandb
 
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"] == "online"
-    return bool(wandb.setup().settings.api_key or wandb.api.api_key)
+    given = os.environ.get("WANDB_MODE")
+    return given or ("online" if wandb.setup().settings.api_key or wandb.api.api_key else "offline")

@@ -12,6 +12,7 @@ from ablate import budget, build
 from ablate.benchmark.generation.command import first_of_model
 from ablate.benchmark.generation.limits import weight_bytes
 from ablate.data.tokenizer import Tokenizer
+from ablate.model.kernels.linear import PRODUCTS
 from ablate.run import save_model
 
 SIZE = ["model.dim=32", "model.depth=2", "model.heads=4", "model.context=32", "model.vocab_size=61"]
@@ -89,9 +90,10 @@ def test_the_json_is_as_the_page_reads_it(command, tmp_path):
     }
     assert {key: data[key] for key in expected} == expected
     assert data.keys() - expected.keys() == {
-        *("limits", "points", "cache_memory"),
+        *("limits", "points", "cache_memory", "kernels", "products"),
         *("command", "versions", "machine", "git"),
     }
+    assert data["kernels"] == ["grouped"] and data["products"][0] in PRODUCTS
     assert data["limits"].keys() == {"bandwidth_bytes_per_s", "flops_per_s"}
     assert data["limits"]["flops_per_s"] == 1e11
     assert data["points"][0].keys() == {
@@ -247,7 +249,7 @@ def test_peers_are_for_llamas_kind(refuses):
 
 def test_training_refuses_what_it_does_not_know(command):
     assert_refused(command("benchmark.py", "task=training", "new_tokens=3"), "new_tokens: no such key")
-    assert_refused(command("benchmark.py", "task=training", "accelerator=tpu"), "error: accelerator=tpu")
+    assert_refused(command("benchmark.py", "task=training", "accelerator=tpu"), "error: accelerator='tpu'")
 
 
 @pytest.mark.parametrize(

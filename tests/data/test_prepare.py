@@ -137,7 +137,7 @@ def test_a_given_tokenizer(tmp_path):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"packing": "bestfit"}, "data.packing: no component 'bestfit'; did you mean 'best_fit'"),
+        ({"packing": "bestfit"}, "data.packing='bestfit': no such choice; did you mean 'best_fit'"),
         ({"val_fraction": 0.0}, "data.val_fraction=0.0"),
         ({"val_fraction": 2}, "data.val_fraction=2"),
         ({"vocab_size": 100}, "data.vocab_size=100"),
@@ -244,9 +244,9 @@ def test_a_killed_preparation_is_not_taken_for_a_finished_one(tmp_path):
 def test_two_processes_may_prepare_at_once(tmp_path):
     folder, cache = write(tmp_path / "text"), tmp_path / "cache"
     wait = (
-        "prepare.__globals__['os'].rename = lambda a, b, r=prepare.__globals__['os'].rename: (time.sleep(2), r(a, b))"
+        "move = prepare.__globals__['put']; prepare.__globals__['put'] = lambda *paths: (time.sleep(2), move(*paths))"
     )
-    children = [run_prepare(folder, cache, wait) for _ in range(2)]  # both start before either renames
+    children = [run_prepare(folder, cache, wait) for _ in range(2)]  # both start before either moves
     assert [child.wait() for child in children] == [0, 0]
     (only,) = cache.iterdir()
     assert only == prepared(folder, cache).folder

@@ -134,7 +134,7 @@ REFUSED = {
     ),
     "a part that the pattern has not": (
         {"pattern": {"name": "fixed", "part": "stride"}},
-        ["model.pattern.part='stride'", "block, summary"],
+        ["model.pattern.part='stride'", "block, null, summary"],
     ),
     "dim that heads do not divide": ({"dim": 34}, ["model.dim=34", "model.heads=4", "head_dim"]),
     "odd heads under rope": ({"dim": 36, "heads": 4}, ["model.attention.head_dim=9", "even"]),
@@ -264,7 +264,7 @@ def test_an_axis_builds_from_plain_data(axis):
     "node, says",
     [
         ({"name": "one"}, ["model.thing.size", "'one' needs a value"]),
-        ({"name": "one", "size": 1, "mode": "fats"}, ["model.thing.mode='fats'", "one of fast, slow"]),
+        ({"name": "one", "size": 1, "mode": "fats"}, ["model.thing.mode='fats'", "'fast'", "valid: fast, slow"]),
         ({"name": "one", "size": 1, "scale": "x"}, ["model.thing.scale='x'", "a number or null"]),
         ({"name": "one", "size": 1, "dim": 8}, ["model.thing.dim", "no option 'dim'"]),
         ({"name": "won", "size": 1}, ["model.thing", "did you mean 'one'"]),

@@ -17,10 +17,13 @@ from ablate.study.records import read_any_runs, read_runs
 CALLBACK = "callbacks.averaging.decay=0.9"
 
 
-def run(folder: Path, place: str, seed: int = 0, overrides: tuple[str, ...] = (), metrics=None, **study: Any) -> None:
+def run(
+    folder: Path, place: str, seed: int = 0, overrides: tuple[str, ...] = (), metrics=None, plugins=(), **study: Any
+) -> None:
     path = folder / place
     path.mkdir(parents=True)
-    OmegaConf.save({"seed": seed, "study": study or None}, path / "config.yaml")
+    own = {"plugins": list(plugins)} if plugins else {}
+    OmegaConf.save({"seed": seed, "study": study or None, **own}, path / "config.yaml")
     summary = {"status": "finished", "overrides": list(overrides), "metrics": metrics or {"val/loss": 3.0}}
     write_json(path / "summary.json", summary)
 
@@ -64,3 +67,16 @@ def test_a_metric_of_a_plugin_has_its_direction_in_a_comparison(tmp_path, monkey
     compare(compose_config("compare", given))
     assert "new: better by 1.025 points" in capsys.readouterr().out
     assert "val/f1, points" in (tmp_path / "runs/report/verdict.md").read_text()
+
+
+def test_a_metric_without_a_row_is_compared_with_a_warning_and_a_plugins_metric_not_at_all_without_it(tmp_path):
+    for arm, plugins in (("base", []), ("new", ["my_metrics"])):
+        for seed in range(2):
+            run(tmp_path, f"{arm}_{seed}", seed, metrics={"val/f1": seed + 0.5}, plugins=plugins, name="own", arm=arm)
+    given = [f"runs={tmp_path}", "baseline=base", "metric=val/f1", f"out={tmp_path}/report"]
+    with pytest.raises(AblateError, match=r"name the runs' own: plugins=\[my_metrics\]"):
+        compare(compose_config("compare", given))
+    for record in tmp_path.glob("new_*/config.yaml"):
+        record.write_text(record.read_text().replace("plugins:\n- my_metrics\n", ""))
+    with pytest.warns(AblateWarning, match="less is taken to be better"):
+        compare(compose_config("compare", given))

@@ -263,13 +263,13 @@ def made(
             "equivalent",
             made(0.001, -0.002, 0.004),
             "nats",
-            "equivalent within 0.01 nats (difference 0.001, 95% interval −0.002 to 0.004; 6 pairs)",
+            "equivalent within 0.01 nats (difference +0.001, 95% interval −0.002 to +0.004; 6 pairs)",
         ),
         (
             "cannot tell",
             made(-0.004, -0.014, 0.006),
             "bits per byte",
-            "cannot tell (difference −0.004 bits per byte, 95% interval −0.014 to 0.006; "
+            "cannot tell (difference −0.004 bits per byte, 95% interval −0.014 to +0.006; "
             "smallest effect that 6 seeds could see: 0.008)",
         ),
         (
@@ -288,7 +288,7 @@ def made(
             "cannot tell",
             paired_statistics([0.0123], MARGIN),
             "nats",
-            "cannot tell (difference 0.012 nats from a single pair)",
+            "cannot tell (difference +0.012 nats from a single pair)",
         ),
         ("cannot tell", paired_statistics([], MARGIN), "nats", "cannot tell (no pair of finished runs)"),
     ],

@@ -76,11 +76,11 @@ def test_the_four_verdicts_in_words():
         == "worse by 0.021 nats per token (95% interval 0.017 to 0.025; 6 pairs), at equal tokens"
     )
     assert judged(CLOSE)["sentence"] == (
-        "equivalent within 0.01 nats per token (difference 0.0010, 95% interval −0.0017 to 0.0037; 6 pairs), "
+        "equivalent within 0.01 nats per token (difference +0.0010, 95% interval −0.0017 to +0.0037; 6 pairs), "
         "at equal tokens"
     )
     assert judged(NOISY)["sentence"] == (
-        "cannot tell (difference 0.00 nats per token, 95% interval −0.05 to 0.04; "
+        "cannot tell (difference 0.00 nats per token, 95% interval −0.05 to +0.04; "
         "smallest effect that 6 seeds could see: 0.06), at equal tokens"
     )
 

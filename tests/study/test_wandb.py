@@ -187,7 +187,7 @@ def test_the_dashboard_is_made_once_and_only_online(position, monkeypatch, capsy
     assert not made and "for a dashboard, go online (wandb login" in (out := capsys.readouterr().out)
     assert "run the same command again" in out
 
-    monkeypatch.setattr(of_study, "online", lambda: True)
+    monkeypatch.setattr(of_study, "mode", lambda: "online")
     begin = wandb.init
     monkeypatch.setattr(wandb, "init", lambda **options: begin(**{**options, "mode": "offline"}))
     for _ in range(2):

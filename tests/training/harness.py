@@ -218,7 +218,6 @@ def in_processes(log: Path, *arguments: str, plugins: Path | None = None) -> Out
     """A command in its own process; its output goes to the folder `log`."""
     path = os.pathsep.join(str(p) for p in (ROOT, plugins) if p)
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    environment.pop("HYDRA_FULL_ERROR", None)  # which a command in this process leaves behind
     with (log / "out").open("w") as out, (log / "err").open("w") as err:
         process = subprocess.run(
             [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=out, stderr=err, timeout=300

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 import ablate
+from ablate.metrics import METRICS, Metric
 from ablate.training.module import LanguageModel
 from ablate.training.optimizer import OPTIMIZERS
 
@@ -80,18 +81,21 @@ BAD_TRAINING = {
     "trainer.max_step=5": ("trainer.max_step", "'max_steps'"),
     "+trainer.max_step=5": ("trainer", "max_step"),
     "trainer.precision=foo": ("precision", "foo"),
-    "trainer.accelerator=tpuu": ("trainer.accelerator=tpuu", "cpu"),
+    "trainer.accelerator=tpuu": ("trainer.accelerator='tpuu'", "cpu"),
     "optimizer.lr=abc": ("optimizer", "lr"),
     "optimizer.lr=-1": ("optimizer", "lr", "-1"),
     "optimizer.lrr=1": ("optimizer.lrr", "'lr'"),
-    "optimizer.name=adamm": ("optimizer", "no component 'adamm'", "'adamw'"),
+    "optimizer.name=adamm": ("optimizer", "'adamm': no such choice", "'adamw'"),
     "+optimizer.momentum=1": ("optimizer.momentum", "'adamw' has no option"),
     "~optimizer.eps": ("optimizer.eps", "needs a value"),
-    "scheduler.name=cosin": ("scheduler", "no component 'cosin'", "'cosine'"),
+    "~optimizer": ("optimizer=null", "keys and values"),
+    "sample=5": ("sample=5", "keys and values"),
+    "scheduler.name=cosin": ("scheduler", "'cosin': no such choice", "'cosine'"),
     "+scheduler.foo=1": ("scheduler", "foo"),
     "scheduler=cosin": ("scheduler", "'cosine'"),
     "seed=-1": ("seed=-1",),
     "seed=abc": ("seed='abc'",),
+    "run_dir=5": ("run_dir=5", "text"),
     "plugins=[no_such_module]": ("plugins", "no_such_module"),
     "model.dim=[1": ("model.dim=[1",),
     "experiment=nothing": ("experiment", "nothing"),
@@ -120,6 +124,24 @@ def test_a_wrong_model_is_refused(refuses, override):
 @pytest.mark.parametrize("override", BAD_TRAINING)
 def test_wrong_training_is_refused(refuses, override):
     refuses(override, *BAD_TRAINING[override])
+
+
+def test_an_optimiser_that_makes_none_is_refused(refuses):
+    with OPTIMIZERS.scoped():
+
+        @OPTIMIZERS.register("nothing")
+        class Nothing:
+            def __call__(self, model):
+                return None
+
+        options = [f"~optimizer.{option}" for option in OPTIMIZERS.options("adamw")]
+        refuses(["optimizer.name=nothing", *options], "optimizer=null: expected a torch optimiser")
+
+
+def test_a_metric_that_fails_is_refused_by_its_name(refuses, monkeypatch):
+    monkeypatch.setattr(METRICS, "_rows", dict(METRICS._rows))
+    METRICS.add(Metric("val/odd", "", of=lambda val: val.nots))
+    refuses([], "metrics: val/odd", "nots")
 
 
 def test_an_optimiser_that_cannot_take_the_model_is_refused_by_its_key(refuses):
@@ -448,7 +470,7 @@ def test_generate_streams_the_prompt_and_its_continuation(command, straight):
         (["run=null"], ["run=None", "run folder"]),
         (["run=3"], ["run=3", "run folder"]),
         (["temperatur=1"], ["temperatur", "'temperature'"]),
-        (["accelerator=tpu"], ["accelerator=tpu"]),
+        (["accelerator=tpu"], ["accelerator='tpu'"]),
     ],
 )
 def test_generate_refuses(command, straight, words, said):

@@ -21,7 +21,7 @@ from ablate.errors import AblateError
 from ablate.files import held, write_text
 from ablate.model.config import DecoderConfig
 from ablate.model.decoder import Decoder
-from ablate.run import create, load_model, save_model
+from ablate.run import create, load_model, read_config, save_model
 
 from .harness import SCALARS, STEPS, Place, checkpoint, curves, strict_json, summary
 
@@ -332,3 +332,11 @@ def test_a_folder_where_a_run_is_at_work_is_refused_and_left_alone(place, tmp_pa
     with held(busy), pytest.raises(AblateError, match="another process is at work"):
         place.train(f"run_dir={busy}")
     assert (busy / "checkpoints").is_dir()
+
+
+def test_a_run_of_before_optimisers_had_names_is_read_as_one_of_now(tmp_path):
+    old = {"_target_": "ablate.training.optimizer.adamw", "_partial_": True, "lr": 0.002, "betas": [0.9, 0.95]}
+    (tmp_path / "config.yaml").write_text(json.dumps({"optimizer": old, "scheduler": {"name": "cosine", "final": 0.1}}))
+    read = read_config(tmp_path)
+    assert read["optimizer"] == {"name": "adamw", "lr": 0.002, "betas": [0.9, 0.95]}
+    assert read["scheduler"] == {"name": "cosine", "final": 0.1}

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import os
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -338,6 +339,16 @@ def test_a_compiled_run_is_the_same_run_with_the_same_names(place, straight):
     assert checkpoint(run)["state_dict"].keys() == checkpoint(straight.path)["state_dict"].keys()
     loss, reference = (summary(path)["metrics"]["val/loss"] for path in (run, straight.path))
     assert loss == pytest.approx(reference, abs=1e-3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wants wandb")
+def test_without_an_account_wandb_is_offline(run, place, tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    outcome = run("train.py", *place.overrides, "logger=wandb", f"run_dir={tmp_path / 'run'}")
+    assert outcome.status == 0, outcome.err
+    assert len(list(tmp_path.glob("run/wandb/offline-run-*/*.wandb"))) == 1
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wants wandb")

@@ -1,7 +1,7 @@
 """`python benchmark.py`: from a configuration to a table, `generation.json` and a page."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,7 +37,7 @@ from ablate.compose import plain
 from ablate.errors import AblateError
 from ablate.files import make_folder
 from ablate.generation.prompts import check_generation_memory
-from ablate.hardware import has_bf16, resolve_accelerator
+from ablate.hardware import decoding_products, has_bf16, resolve_accelerator
 from ablate.model.config import DecoderConfig, load_plugins
 from ablate.model.decoder import Decoder
 from ablate.model.kernels.kernel import Place
@@ -270,8 +270,18 @@ def _result(label: str, options: Options, model: Decoder, limits: Limits, points
         limits=limits,
         points=points,
         cache_memory=cache_memory(model),
+        kernels=list(dict.fromkeys(model.kernels(_step(options)))),
+        products=decoding_products(
+            options.device.type, options.dtype, [workload.batch for workload in options.workloads], options.compile
+        ),
         **provenance(),
     )
+
+
+def _step(options: Options) -> Place:
+    """Where a decoding step is computed."""
+    place = Place(options.device.type, options.dtype, gradient=False, cached=True)
+    return replace(place, tokens=1, compiled=options.compile)
 
 
 COLUMNS: list[Column[Point]] = [
@@ -299,6 +309,8 @@ def _show(terminal: Console, result: Result) -> None:
     for point, cells in zip(result.points, rows, strict=True):
         table.add_row(*(cell.text for cell in cells), end_section=point.way == result.points[-1].way)
     terminal.print(table)
+    how = f"steps: attention by {', '.join(result.kernels)}; matrix products by {', '.join(result.products)}"
+    terminal.print(how, highlight=False, soft_wrap=True)
     terminal.print(
         f"limit: {size(result.limits.bandwidth_bytes_per_s)}/s of memory, "
         f"{number(result.limits.flops_per_s / 1e9)} GFLOP/s of matrix products, as measured; "

@@ -74,6 +74,8 @@ def _provenance(result: Result) -> Iterable[tuple[str, str]]:
     yield "versions", facts(result.versions)
     if git := revision(result.git):
         yield "git", git
+    if result.kernels:
+        yield "decoding steps", f"attention by {', '.join(result.kernels)}; products by {', '.join(result.products)}"
     yield "measured bandwidth", f"{size(result.limits.bandwidth_bytes_per_s)}/s"
     yield "measured FLOP rate", f"{number(result.limits.flops_per_s / 1e9)} GFLOP/s"
     yield "weights that a token reads", size(result.weight_bytes)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -25,6 +25,7 @@ class Result:
     """What was measured for one model, and under which conditions. `generation.json` has the same keys.
 
     label: its name in tables and plots. weight_bytes: bytes of the weights that one token reads.
+    kernels, products: those that compute attention and the linear maps in decoding steps.
 
     Raises:
         ValueError: a way has two points at one workload, or a point with a speed-up has none without the cache.
@@ -47,6 +48,8 @@ class Result:
     versions: dict[str, Any]
     machine: dict[str, Any]
     git: dict[str, Any] | None
+    kernels: list[str] = field(default_factory=list)
+    products: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         if len({(point.way, point.workload) for point in self.points}) < len(self.points):
@@ -118,7 +121,8 @@ def _read(kind: Any, value: Any, key: str) -> Any:
     inner = get_args(kind)
     if is_dataclass(kind):
         types = get_type_hints(kind)
-        given = [field.name for field in fields(kind) if field.name in value or field.default is MISSING]
+        needed = {one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING}
+        given = [one.name for one in fields(kind) if one.name in value or one.name in needed]
         return kind(**{name: _read(types[name], value[name], f"{key}.{name}".lstrip(".")) for name in given})
     if isinstance(kind, UnionType):  # X | None
         return None if value is None else _read(inner[0], value, key)

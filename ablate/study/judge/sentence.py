@@ -40,7 +40,7 @@ def in_words(verdict: Conclusion, statistics: PairedStatistics, unit: str) -> st
         by, reach = estimate(abs(effect), sorted(map(abs, interval)), sign=False)
         small = f"; equivalent within {margin}" if significant(statistics.p_equivalent) else ""
         return f"{verdict} by {by}{unit} (95% interval {reach}; {pairs} pairs{small})"
-    difference, reach = estimate(effect, interval, sign=False)
+    difference, reach = estimate(effect, interval)
     if verdict == "equivalent":
         return f"equivalent within {margin} (difference {difference}, 95% interval {reach}; {pairs} pairs)"
     if interval is None:

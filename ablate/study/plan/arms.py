@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from ablate import check
 from ablate.compose import mistake, plain
 from ablate.errors import AblateError
 from ablate.model.config import load_plugins
@@ -97,7 +98,7 @@ def _seeds(text: str, override: Override) -> list[Any]:
         return [override.value()]
     if not override.is_discrete_sweep():
         raise AblateError(f"{text}: expected seeds one by one, such as seed=0,1,2 or seed=range(0,6)")
-    return [int(seed) for seed in override.sweep_iterator()]
+    return [int(seed) if seed.isdecimal() else check.seed("seed", seed) for seed in map(str, override.sweep_iterator())]
 
 
 def plan_arms(study: Study, compose: Compose, shared: list[str]) -> list[Arm]:

@@ -12,6 +12,7 @@ from ablate.errors import AblateError
 from ablate.model.config import DecoderConfig
 from ablate.model.decoder import Decoder
 from ablate.study.question import Study
+from ablate.words import percent
 
 TOLERANCE = 0.01  # as a share of the baseline's cost
 Cost = Callable[[dict[str, Any]], float]
@@ -83,7 +84,7 @@ def _solve(study: Study, arm: str, model: dict[str, Any], cost_of: Cost, target:
             return size, cost
     raise AblateError(
         f"study.arms.{arm}: no {_KEYS[by]} brings it within 1% of the baseline's {study.match}: {size} gives "
-        f"{cost / target - 1:+.1%}; choose another study.match_by, or study.match=none"
+        f"{percent(cost / target - 1, sign=True)}; choose another study.match_by, or study.match=none"
     )
 
 
