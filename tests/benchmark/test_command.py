@@ -93,7 +93,7 @@ def test_the_json_is_as_the_page_reads_it(command, tmp_path):
         *("limits", "points", "cache_memory", "kernels", "products"),
         *("command", "versions", "machine", "git"),
     }
-    assert data["kernels"] == ["grouped"] and data["products"][0] in PRODUCTS
+    assert data["kernels"] == ["sdpa"] and data["products"][0] in PRODUCTS
     assert data["limits"].keys() == {"bandwidth_bytes_per_s", "flops_per_s"}
     assert data["limits"]["flops_per_s"] == 1e11
     assert data["points"][0].keys() == {
