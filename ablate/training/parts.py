@@ -126,6 +126,8 @@ def _check_trainer(trainer: DictConfig) -> None:
         check.whole(f"trainer.{key}", trainer[key], 1)
     check.choice("trainer.strategy", trainer.strategy, STRATEGIES)
     check.number("trainer.gradient_clip_val", trainer.gradient_clip_val, above=0, null=True)
+    limit = trainer.get("limit_val_batches")
+    check.number("trainer.limit_val_batches", limit, above=0, null=True, hint="every run ends with a validation")
 
 
 def _check_shardable(decoder: Decoder) -> None:

@@ -80,6 +80,7 @@ BAD_TRAINING = {
     "trainer.max_steps=abc": ("trainer.max_steps='abc'", "whole number"),
     "trainer.max_step=5": ("trainer.max_step", "'max_steps'"),
     "+trainer.max_step=5": ("trainer", "max_step"),
+    "+trainer.limit_val_batches=0": ("trainer.limit_val_batches=0", "above 0"),
     "trainer.precision=foo": ("precision", "foo"),
     "trainer.accelerator=tpuu": ("trainer.accelerator='tpuu'", "cpu"),
     "optimizer.lr=abc": ("optimizer", "lr"),
