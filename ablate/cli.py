@@ -45,8 +45,10 @@ def entry_point(config_name: str) -> Callable[[Callable[[DictConfig], object]], 
                 print(f"error: {text}", file=sys.stderr)
                 sys.exit(1)
             finally:
-                del os.environ["HYDRA_FULL_ERROR"]
-                os.environ.update({} if given is None else {"HYDRA_FULL_ERROR": given})
+                if given is None:
+                    del os.environ["HYDRA_FULL_ERROR"]
+                else:
+                    os.environ["HYDRA_FULL_ERROR"] = given
 
         return main
 

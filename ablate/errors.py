@@ -22,6 +22,11 @@ def warn(text: str) -> None:
     warnings.warn(AblateWarning(text), stacklevel=3)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message; its name if it has no message."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
 def did_you_mean(wrong: object, valid: Iterable[str]) -> str:
     """The end of a message: the choice nearest to `wrong`, and all choices: `; did you mean 'eps'? valid: ...`."""
     choices = sorted(valid)

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ablate.errors import AblateError
+from ablate.errors import AblateError, first_line
 
 LOCK = ".lock"  # in a folder while a process holds it
 WORKSPACE = ".preparing-"  # begins the name of a workspace
@@ -65,7 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise AblateError(f"{path}: cannot be read: {reason}; restore it, or move its folder away") from error
     if not isinstance(data, dict):
         raise AblateError(f"{path}: expected a JSON object")

@@ -35,6 +35,11 @@ def resolve_accelerator(name: str, key: str = "trainer.accelerator", devices: in
     return "gpu"
 
 
+def device_of(accelerator: str) -> torch.device:
+    """The device of Lightning's `accelerator`, `cpu` or `gpu`."""
+    return torch.device("cuda" if accelerator == "gpu" else "cpu")
+
+
 def resolve_precision(precision: str, accelerator: str) -> str:
     """Lightning's precision; `auto` takes bf16 where the hardware has it."""
     if precision != "auto":
@@ -51,8 +56,8 @@ def has_bf16(accelerator: str) -> bool:
 
 def training_place(accelerator: str, precision: str, tokens: int, compiled: bool) -> Place:
     """Where a run trains, for Lightning's `accelerator` and `precision` and rows of `tokens` tokens."""
-    device, dtype = "cuda" if accelerator == "gpu" else "cpu", training_dtype(precision)
-    return Place(device, dtype, gradient=True, tokens=tokens, compiled=compiled)
+    device, dtype = device_of(accelerator), training_dtype(precision)
+    return Place(device.type, dtype, gradient=True, tokens=tokens, compiled=compiled)
 
 
 def training_dtype(precision: str) -> torch.dtype:
@@ -62,8 +67,8 @@ def training_dtype(precision: str) -> torch.dtype:
 
 def training_products(accelerator: str, precision: str) -> str:
     """The name of the product that computes a run's linear maps (`kernels.linear.PRODUCTS`)."""
-    device = "cuda" if accelerator == "gpu" else "cpu"
-    return training_product(device, training_dtype(precision), autocast="mixed" in precision)
+    device = device_of(accelerator)
+    return training_product(device.type, training_dtype(precision), autocast="mixed" in precision)
 
 
 def decoding_products(device: str, dtype: torch.dtype, batches: Iterable[int], compiled: bool) -> list[str]:

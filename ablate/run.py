@@ -23,7 +23,7 @@ from yaml import YAMLError
 
 from ablate.compose import plain
 from ablate.data.tokenizer import Tokenizer
-from ablate.errors import AblateError
+from ablate.errors import AblateError, first_line
 from ablate.files import LOCK, read_json, replacing, write_json, write_text
 from ablate.model.config import DecoderConfig
 from ablate.model.decoder import Decoder, without_weights
@@ -77,7 +77,7 @@ def load_model(folder: Path) -> Decoder:
     try:
         weights = load_file(weights_file)
     except (OSError, SafetensorError) as error:
-        raise AblateError(f"{weights_file}: cannot be read as safetensors: {_line(error)}") from error
+        raise AblateError(f"{weights_file}: cannot be read as safetensors: {first_line(error)}") from error
     with without_weights():
         model = Decoder(config)
     expected = {name: tensor.shape for name, tensor in untied_state(model).items()}
@@ -131,7 +131,8 @@ def read_config(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise AblateError(f"{file}: it is missing; restore it, or move the folder away") from error
     except (OSError, YAMLError, UnicodeDecodeError) as error:
-        raise AblateError(f"{file}: cannot be read: {_line(error)}; restore it, or move its folder away") from error
+        reason = first_line(error)
+        raise AblateError(f"{file}: cannot be read: {reason}; restore it, or move its folder away") from error
     if not isinstance(data, dict):
         raise AblateError(f"{file}: expected keys and values; restore it, or move its folder away")
     return _with_names(data)
@@ -200,7 +201,3 @@ def slug(overrides: list[str]) -> str:
 
 def write_config(path: Path, config: DictConfig) -> None:
     write_text(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config))))
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0]

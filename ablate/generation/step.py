@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ablate.errors import AblateError
+from ablate.errors import AblateError, first_line
 
 if TYPE_CHECKING:
     from ablate.model.cache import Cache
@@ -184,7 +184,7 @@ def compiled(function: Callable, dynamic: bool, in_cpp: bool = False) -> Callabl
         try:
             return fast(*args)
         except (TorchDynamoException, InductorError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise AblateError(f"compile=true: torch.compile fails here ({reason}); leave it out") from error
 
     return call

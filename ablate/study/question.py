@@ -75,7 +75,7 @@ def read_study(node: Mapping[str, Any]) -> tuple[Study, Tuning | None]:
         given["arms"], given["baseline"] = _designed(factors, design)
     elif not isinstance(given.get("arms"), Mapping):
         raise check.wrong("study.arms", given.get("arms"), "arm: [overrides], two or more")
-    claims = read_claims(given.pop("claims", None) or {}, given.get("arms") or {}, given.get("baseline"))
+    claims = read_claims(given.pop("claims", None) or {}, given["arms"], given.get("baseline"))
     study = Study(**{**check_options("study", "a study", Study, given), "claims": claims})
     _check(study)
     return study, _tuning(study, tune, grid, tuning_seeds)

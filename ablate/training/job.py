@@ -17,7 +17,7 @@ from ablate import check, hardware
 from ablate.accounting import Budget, budget
 from ablate.compose import plain
 from ablate.data import Opened
-from ablate.errors import AblateError
+from ablate.errors import AblateError, first_line
 from ablate.files import held, write_json
 from ablate.model.decoder import Decoder
 from ablate.overrides import PLACE, without
@@ -162,7 +162,7 @@ def make_trainer(settled: Settled, parts: Parts, here: ranks.Ranks, path: Path) 
     except Exception as error:
         cause = error.__cause__ or error
         if isinstance(cause, TypeError | ValueError | MisconfigurationException):
-            raise AblateError(f"trainer: {str(cause).splitlines()[0]}") from error
+            raise AblateError(f"trainer: {first_line(cause)}") from error
         raise
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from ablate import check, hardware
 from ablate.compose import plain
 from ablate.data import CORPORA, Settings
-from ablate.errors import AblateError
+from ablate.errors import AblateError, first_line
 from ablate.generation import Sampling
 from ablate.metrics import METRICS, Sums
 from ablate.model.config import DecoderConfig, load_plugins
@@ -57,7 +57,7 @@ class Parts:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda" if self.accelerator == "gpu" else "cpu")
+        return hardware.device_of(self.accelerator)
 
 
 def assemble(config: DictConfig, device: str = "cpu") -> Parts:
@@ -158,4 +158,4 @@ def _try(key: str, attempt: Callable[[], object]) -> None:
     except AblateError:
         raise
     except Exception as error:
-        raise AblateError(f"{key}: {(str(error) or repr(error)).splitlines()[0]}") from error
+        raise AblateError(f"{key}: {first_line(error)}") from error

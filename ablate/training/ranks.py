@@ -28,7 +28,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from omegaconf import DictConfig
 from torch import Tensor
 
-from ablate.errors import LED_BY, AblateError
+from ablate.errors import LED_BY, AblateError, first_line
 from ablate.training.quiet import quiet
 from ablate.training.sharding import ShardedStrategy
 
@@ -105,7 +105,7 @@ def _probe(node: DictConfig, accelerator: str) -> Trainer:
         )
         probe.strategy.cluster_environment.validate_settings(node.devices, node.num_nodes)
     except (ValueError, RuntimeError, MisconfigurationException) as error:
-        raise AblateError(f"trainer.devices={node.devices}: {str(error).splitlines()[0]}") from error
+        raise AblateError(f"trainer.devices={node.devices}: {first_line(error)}") from error
     return probe
 
 

@@ -1,7 +1,7 @@
 """`python benchmark.py`: from a configuration to a table, `generation.json` and a page."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -37,7 +37,7 @@ from ablate.compose import plain
 from ablate.errors import AblateError
 from ablate.files import make_folder
 from ablate.generation.prompts import check_generation_memory
-from ablate.hardware import decoding_products, has_bf16, resolve_accelerator
+from ablate.hardware import decoding_products, device_of, has_bf16, resolve_accelerator
 from ablate.model.config import DecoderConfig, load_plugins
 from ablate.model.decoder import Decoder
 from ablate.model.kernels.kernel import Place
@@ -110,7 +110,7 @@ class Options:
             workloads=[Workload(batch, prompt, new) for prompt in prompts for new in news for batch in batches],
             rounds=check.whole("rounds", config.rounds, 1),
             seed=check.seed("seed", config.seed),
-            device=torch.device("cuda" if accelerator == "gpu" else "cpu"),
+            device=device_of(accelerator),
             dtype=_dtype(config.precision, accelerator),
             compile=check.switch("compile", config.compile),
             uncached=check.switch("uncached", config.uncached),
@@ -280,8 +280,8 @@ def _result(label: str, options: Options, model: Decoder, limits: Limits, points
 
 def _step(options: Options) -> Place:
     """Where a decoding step is computed."""
-    place = Place(options.device.type, options.dtype, gradient=False, cached=True)
-    return replace(place, tokens=1, compiled=options.compile)
+    device, dtype = options.device.type, options.dtype
+    return Place(device, dtype, gradient=False, cached=True, tokens=1, compiled=options.compile)
 
 
 COLUMNS: list[Column[Point]] = [

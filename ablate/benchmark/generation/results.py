@@ -12,7 +12,7 @@ from ablate.accounting import Budget
 from ablate.benchmark.generation.cache_memory import CacheCurve
 from ablate.benchmark.generation.limits import Limits
 from ablate.benchmark.generation.measure import CACHED, UNCACHED, Point, Workload
-from ablate.errors import AblateError, warn
+from ablate.errors import AblateError, first_line, warn
 from ablate.files import natural_order, write_json
 from ablate.registry import in_words
 
@@ -87,7 +87,7 @@ def read_results(folder: Path) -> list[Result]:
         try:
             results.append((file.resolve().parent.name, _result(json.loads(file.read_text(encoding="utf-8")))))
         except (AblateError, OSError, ValueError, KeyError, TypeError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            reason = f"no {error}" if isinstance(error, KeyError) else first_line(error)
             warn(
                 f"{file}: not a complete result of a generation benchmark ({reason}): left out of the page; "
                 "remove it, or measure again"

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from ablate.accounting import budget
 from ablate.benchmark.rounds import name_of_round, over_rounds, take_turns
 from ablate.data.rows import pieces_of
-from ablate.hardware import peak_flops, training_dtype
+from ablate.hardware import device_of, peak_flops, training_dtype
 from ablate.model.config import DecoderConfig
 from ablate.model.decoder import Decoder
 from ablate.training.callbacks import StopOnDivergence, Throughput
@@ -43,7 +43,7 @@ class Setting:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda" if self.accelerator == "gpu" else "cpu")
+        return device_of(self.accelerator)
 
     @cached_property
     def training_flops_per_token(self) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ablate.errors import AblateError
+from ablate.errors import AblateError, first_line
 from ablate.metrics import METRICS
 from ablate.model.config import AXES, DecoderConfig, component, stretches
 from ablate.overrides import written
@@ -105,7 +105,7 @@ def layer_rows(run: RunRecord) -> list[tuple[str, ...]] | str:
     try:
         specs = DecoderConfig.from_dict(run.config["model"]).layers()
     except (AblateError, TypeError, AttributeError) as error:
-        return f"its configuration cannot be built here: {str(error).splitlines()[0]}"
+        return f"its configuration cannot be built here: {first_line(error)}"
     return stretches([tuple(component(spec[axis]) for axis in AXES) for spec in specs])
 
 
